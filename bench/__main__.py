@@ -27,7 +27,7 @@ _PAGE = "benchmark.md"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How a figure is measured; `legacy` tells whether the legacy tables are worth it, unless asked for."""
+    """How a figure is measured; `legacy` says whether the legacy tables are worth it, unless asked for."""
 
     measure: Callable[[Setting], Figure]
     legacy: bool = False
@@ -121,7 +121,7 @@ def main() -> int:
         _say("scripts/bench: run it as root; it touches nothing outside its own namespaces")
         return 2
     before = Earlier.of(options.before.read_text(encoding="utf-8")) if options.before else None
-    # Also where whoever started this ignores interrupts, as shells do in the background.
+    # Also where the parent ignores interrupts, as shells do in the background.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     # As an installed program has it; hosts cannot write here.

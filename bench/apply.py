@@ -82,7 +82,7 @@ def _at_most_the_limit(
 def _beside_the_limit(seconds: Mapping[str, float]) -> str:
     before = seconds["committed"] - seconds["programs"]
     return (
-        f"The limit, {_ms(seconds['native'])}, is one program that reads text which somebody else has written. Of ours,"
+        f"The limit, {_ms(seconds['native'])}, is one program that reads text which another has written. Of ours,"
         f" programs take {_ms(seconds['programs'])}; {_ms(before)} are Python that finds each forward's guest and"
         f" writes the rules; {_ms(seconds['whole'] - seconds['committed'])} come after the rules are in the kernel, an"
         f" audit line for each forward above all."

@@ -14,8 +14,8 @@ _QUICK_RUNS: Final = {10: 3, 100: 3}
 _HELP_RUNS = 20
 _PATIENCE_S = 120.0
 _NOTES = """\
-From the start of the process until it tells systemd that it is ready, with its rules for N forwards in the kernel from
-an earlier run, which it compares and adopts. And how long `--help` takes, beside an empty program of that Python."""
+From the start of the process until it reports that it is ready, with its rules for N forwards in the kernel from an
+earlier run, which it compares and adopts. And how long `--help` takes, beside an empty program of that Python."""
 
 
 def measure(setting: Setting) -> Figure:

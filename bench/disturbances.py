@@ -38,7 +38,7 @@ while :; do
 	nft delete element ip foreign listed { 10.255.0.1 }; sleep 0.25
 done
 """
-# A rule of somebody's, so that a gate is needed in the legacy tables too.
+# A rule of another program's, so that a gate is needed in the legacy tables too.
 _LEGACY_RULE: Final = ("iptables-legacy", "-w", "-A", "FORWARD", "-s", "203.0.113.250", "-j", "DROP")
 _HOLD: Final = "exec 9>>/run/xtables.lock && flock 9 && echo ready && exec sleep 9999"
 
@@ -55,7 +55,7 @@ class Disturbance:
     """`prepare` is done before `start` starts the daemon.
 
     With `ours_only`, the wipe takes our table alone, since one of everything would take what disturbs. `nftables_only`
-    means nothing where our rules are in the legacy tables, or keeps anybody from changing them.
+    means nothing where our rules are in the legacy tables, or keeps others from changing them.
     """
 
     label: str
@@ -125,7 +125,7 @@ def lock_held(wiped: Wiped) -> AbstractContextManager[None]:
 
 
 def load_foreign_table(scene: Scene) -> None:
-    """Load a table of somebody's that translates, with a large set."""
+    """Load a table of others that translates, with a large set."""
     elements = ", ".join(str(IPv4Address("10.0.0.0") + number) for number in range(ELEMENTS))
     scene.host.run("nft", "-f", "-", stdin=_FOREIGN_TABLE.format(elements=elements))
 

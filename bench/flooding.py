@@ -46,10 +46,10 @@ def _checksum(head: bytes) -> int:
 
 
 def main() -> None:
-    """Send until somebody ends this."""
+    """Send until this is ended."""
     mac = bytes.fromhex(sys.argv[1].replace(":", ""))
     with closing(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)) as link:
-        print("ready", flush=True)  # noqa: T201  whoever started this reads it
+        print("ready", flush=True)  # noqa: T201  the parent reads it
         for number in itertools.count():
             group, asked = solicitation(_FIRST6 + number, mac, _GATEWAY6)
             link.sendto(arp(mac, _FIRST4 + number % _ADDRESSES4), ("eth0", _ARP, 0, 0, _EVERYBODY))

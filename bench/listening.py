@@ -9,7 +9,7 @@ import libvirt
 def _tell(_connection: object, domain: "libvirt.virDomain", event: int, _detail: int, _data: object) -> None:
     at = time.monotonic()
     if event == libvirt.VIR_DOMAIN_EVENT_STARTED:
-        print(f"started {domain.name()} {at:.6f}", flush=True)  # noqa: T201  whoever started this reads it
+        print(f"started {domain.name()} {at:.6f}", flush=True)  # noqa: T201  the parent reads it
 
 
 def main(uri: str) -> None:

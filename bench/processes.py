@@ -1,8 +1,9 @@
-"""What a process and all below it cost: CPU time and memory, as proc(5) tells them."""
+"""What a process and all below it cost: CPU time and memory, as proc(5) gives them."""
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def memory(pid: int) -> Memory:
     return Memory(sum(rollup["Rss"] for rollup in rollups), sum(rollup["Pss"] for rollup in rollups))
 
 
+@contextmanager
+def peak(pid: int) -> Iterator[Callable[[], int]]:
+    """Give a function for how many bytes a process has had resident at most since the block began."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
+    yield lambda: _kib(Path(f"/proc/{pid}/status"), "VmHWM") * _KIB
+
+
 def wait_quiet(pid: int, within: float = _WITHIN_S, quiet_for: float = _QUIET_S) -> None:
     """Wait until a process and all below it have had nothing to do for that long.
 
@@ -83,6 +91,11 @@ def _started_by(thread: Path) -> list[int]:
         return [int(word) for word in (thread / "children").read_text(encoding="ascii").split()]
     except _GONE:
         return []
+
+
+def _kib(status: Path, name: str) -> int:
+    found = (line.split() for line in status.read_text(encoding="utf-8", errors="replace").splitlines())
+    return next(int(words[1]) for words in found if words[0] == f"{name}:")
 
 
 def _while_there(pid: int) -> list[int]:

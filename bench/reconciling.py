@@ -272,7 +272,7 @@ def _work() -> None:
     try:
         with tempfile.TemporaryDirectory() as directory:
             told = _WORK[what](subject, Path(directory), *map(int, numbers))
-            print(json.dumps(told), flush=True)  # noqa: T201  whoever started this reads it
+            print(json.dumps(told), flush=True)  # noqa: T201  the parent reads it
     finally:
         subject.close()
 

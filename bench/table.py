@@ -108,7 +108,7 @@ def rows(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 
 def cell(spread: Spread, unit: Unit, worst: float | None = None) -> str:
-    """`12.3 ms (11.9 to 13.0)`, in the unit that suits the median; `, at worst 17.0` where that is told."""
+    """`12.3 ms (11.9 to 13.0)`, in the unit that suits the median; `, at worst 17.0` where that is given."""
     factor, name = _scale(spread.median, unit)
     middle, low, high = (number(value / factor) for value in (spread.median, spread.low, spread.high))
     gap = "" if name.startswith(("/", "%")) else " "

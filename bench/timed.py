@@ -23,4 +23,4 @@ def seconds_of(argv: Sequence[str]) -> float:
 
 if __name__ == "__main__":
     for _ in range(int(sys.argv[1])):
-        print(f"{seconds_of(sys.argv[2:]):.6f}", flush=True)  # noqa: T201  whoever started this reads it
+        print(f"{seconds_of(sys.argv[2:]):.6f}", flush=True)  # noqa: T201  the parent reads it

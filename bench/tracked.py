@@ -1,14 +1,16 @@
-"""Figure: wiped, and healed, while the connections of a forward that went are ended."""
+"""Figure: wiped, and healed, while the connections of a forward that went are ended; and a status that counts them."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from bench.connections import forget_all, track_many, without_entry
 from bench.disturbances import CONNECTIONS
 from bench.figure import Figure, Series, Unit, Want
-from bench.setting import Setting, take_turns
-from bench.wiped import EVERYTHING, PATIENCE_S, Wiped, wipe_text
+from bench.processes import fine_cpu_seconds, peak
+from bench.setting import Setting, inside, take_turns
+from bench.wiped import BUSY, EVERYTHING, PATIENCE_S, Wiped, wipe_text
 
 _FORWARDS: Final = 1000
 _RUNS: Final = {1000: 3, 100_000: 2, CONNECTIONS: 2}
@@ -19,18 +21,22 @@ A host with {_FORWARDS:,} forwards tracks N connections through one of them; tha
 be ended, and `{{wipe}}` follows at once. The time is what a client of another forward sees, from its last connection
 that was answered to the first that is answered again. In turn, on the same host with as many connections, the daemon is
 stopped and `nft -f` puts our table back after the same wipe: when nothing else in the network namespace tracks
-connections any more, the kernel walks through all of them before it takes the first rule that does."""
+connections any more, the kernel walks through all of them before it takes the first rule that does. Just before that
+forward goes, a client of the control socket asks for the status, which counts them all: the first since there are so
+many, once figures of before are too old to be shown. Memory is what the daemon itself, without its helpers, has
+resident at most meanwhile, and just before that."""
 
 
 def measure(setting: Setting) -> Figure:
     """Measure on one host."""
     runs = setting.runs(_RUNS, _QUICK_RUNS)
     wipe = EVERYTHING[setting.legacy]
+    asked = _Asked(runs)
     with ExitStack() as at_end:
         wiped = Wiped(at_end.enter_context(setting.scene()), _FORWARDS)
         # Once is enough to compare with: to track so many takes longer than all else.
         alone = {count: [wiped.by_hand_once(wipe, _tracked(wiped, count))] for count in runs}
-        gaps = take_turns(runs, lambda count: wiped.heal_once(wipe, _ending(wiped, count)))
+        gaps = take_turns(runs, lambda count: wiped.heal_once(wipe, _ending(wiped, count, asked)))
     healed, by_hand = (
         Series("wiped to healed", Unit.SECONDS, gaps, worst=True),
         Series("`nft -f` alone", Unit.SECONDS, alone),
@@ -38,7 +44,40 @@ def measure(setting: Setting) -> Figure:
     notes = _NOTES.format(wipe=wipe_text(wipe))
     title = "Wiped to healed while N connections end"
     wants = _wants(healed, by_hand)
-    return Figure("connections", title, str(setting.flavour), notes, (healed, by_hand), wants, "connections")
+    every = healed, by_hand, *asked.series()
+    return Figure("connections", title, str(setting.flavour), notes, every, wants, "connections")
+
+
+class _Asked:
+    """What a status took, each time that a number of connections was there for the first time."""
+
+    def __init__(self, counts: Iterable[int]) -> None:
+        samples = ({count: list[float]() for count in counts} for _ in range(4))
+        self._seconds, self._cpu, self._most, self._before = samples
+
+    def ask(self, wiped: Wiped, count: int) -> None:
+        """Ask until they were counted: what was counted before is shown for a while, the longer the more it was."""
+        pid, found = wiped.daemon.pid, 0
+        with peak(pid) as most:
+            before = most()
+            while found != count:
+                began = fine_cpu_seconds(pid)
+                seconds, number = inside(wiped.scene.host, "asking").split()
+                cpu, found = fine_cpu_seconds(pid) - began, int(number)
+                time.sleep(0.5)
+        self._seconds[count].append(float(seconds))
+        self._cpu[count].append(cpu)
+        self._most[count].append(most())
+        self._before[count].append(before)
+
+    def series(self) -> tuple[Series, ...]:
+        """Give the lines of the table."""
+        return (
+            Series("the first `status`", Unit.SECONDS, self._seconds, worst=True),
+            Series("the first `status`: CPU", Unit.SECONDS, self._cpu, worst=True),
+            Series("the first `status`: memory at most", Unit.BYTES, self._most, worst=True),
+            Series("the first `status`: memory before", Unit.BYTES, self._before, worst=True),
+        )
 
 
 @contextmanager
@@ -51,9 +90,10 @@ def _tracked(wiped: Wiped, count: int) -> Iterator[None]:
 
 
 @contextmanager
-def _ending(wiped: Wiped, count: int) -> Iterator[None]:
-    """Have the daemon end so many connections from now on."""
+def _ending(wiped: Wiped, count: int, asked: _Asked) -> Iterator[None]:
+    """Have the daemon end so many connections from now on; before that, it is asked for its status."""
     with _tracked(wiped, count):
+        asked.ask(wiped, count)
         before = len(wiped.daemon.log_lines())
         wiped.daemon.reload_with(without_entry(wiped.config, 0), PATIENCE_S)
         wiped.daemon.wait_log("^removed |flapping ", PATIENCE_S, start=before)
@@ -65,11 +105,11 @@ def _ending(wiped: Wiped, count: int) -> Iterator[None]:
 def _wants(gaps: Series, alone: Series) -> tuple[Want, ...]:
     return tuple(
         Want(
-            f"at {count:,} connections, at most {_LIMIT_MS:g} ms",
+            f"at {count:,} connections, at most {_LIMIT_MS:g} ms{BUSY}",
             [1000 * seconds for seconds in samples],
             _LIMIT_MS,
             " ms",
-            because=f"`nft -f` alone takes {1000 * alone.median(count):.0f} ms of that.",
+            because=f"The kernel itself is busy: `nft -f` alone takes {1000 * alone.median(count):.0f} ms.",
         )
         for count, samples in gaps.samples.items()
     )

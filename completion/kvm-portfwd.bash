@@ -13,7 +13,7 @@ _kvm_portfwd() {
     elif [[ $before == --config ]]; then
         compopt -o default
     elif [[ $before == --from || $before == --for ]] || [[ $before == --confirm && $command == reload ]]; then
-        return # anybody's address, of which nothing is known here, or a time
+        return # any address, of which nothing is known here, or a time
     elif [[ $word == -* ]]; then
         _kvm_portfwd_words "--config --help $(_kvm_portfwd_options "$command")"
     else

@@ -9,11 +9,13 @@ from itertools import chain
 from typing import Protocol as Interface
 
 from fwdaemon.audit import lines
+from fwdaemon.audit.journal import ARREARS
 from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Nat, Renaming
+from fwdaemon.core.inventory import Move
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined, tried
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Address, Family, Protocol
+from fwdaemon.core.types import Address, Family, Job, Protocol
 from fwdaemon.errors import PortfwdError
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.conntrack_listing import Entry
@@ -136,7 +138,7 @@ class Sweep:
     not any more. `local` are the host's own addresses. `arrived` are those of `added` whose guests came from another
     host, and `moved` the addresses of guests that went to one: what these send is not refused, as they send it there.
     `taken_over` are addresses of routes that guests here have now, and may have had on another host. `strangers` may
-    have slipped in. `origin` says whom it is done for.
+    have slipped in. `origin` says for whose sake it is done.
     """
 
     live: frozenset[Exposure]
@@ -206,7 +208,7 @@ class Sweep:
 class Sweeper:
     """One thread, begun when there is something to do; a sweep that comes during another follows it.
 
-    `refuse` is told of connections just before they end: what a guest sends on a forgotten one would begin it anew.
+    `refuse` is given connections just before they end: what a guest sends on a forgotten one would begin it anew.
     What guests and users cause takes from `budgets`. `failed` is called in that thread where a sweep could not be done,
     which is tried again by what is called from `due` on.
     """
@@ -268,7 +270,7 @@ class Sweeper:
     def _run(self) -> None:
         while (sweep := self._taken()) is not None:
             try:
-                with self._budgets.charged(sweep.origin, time.thread_time):
+                with ARREARS.during(Job.CONNECTIONS), self._budgets.charged(sweep.origin, time.thread_time):
                     self._do(sweep)
                 self._thread.done()
             except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
@@ -344,7 +346,7 @@ class Sweeper:
         return self._connections.end(entries) if entries else 0
 
     def _refuse_at_last(self, flows: Collection[Flow]) -> None:
-        """Have them refused, again where somebody has just wiped what refuses; the reconcile puts that back."""
+        """Have them refused, again where another program has just wiped what refuses; the reconcile puts that back."""
         for pause in _PAUSES_S:
             try:
                 return self._refuse(flows)
@@ -352,3 +354,31 @@ class Sweeper:
                 _log.debug("refusing again after: %s", error)
                 self._clock.sleep(pause)
         return self._refuse(flows)
+
+
+# Exposures that went because their guest was handed over to another host, and what becomes of their connections.
+#
+# Until libvirt has ended the guest here, it may come back: the migration fails late, or is cancelled. Its connections
+# are left as they are for so long, and are then ended like all others, but for one thing: what the guest sends on them
+# is not refused. It sends that on the other host, where they go on, and here again if it returns soon. Pure.
+
+
+class Departures:
+    """Remembers what went with guests that were handed over; `moved` are the addresses of those that went for good."""
+
+    def __init__(self) -> None:
+        self._returning: frozenset[Exposure] = frozenset()
+        self.moved: frozenset[Address] = frozenset()
+
+    def follow(self, removed: frozenset[Exposure], desired: Desired) -> frozenset[Exposure]:
+        """Learn what was just removed, and the state now; give the exposures whose connections are to end."""
+        left = (self._returning | removed) - desired.exposures
+        returning = frozenset(exposure for exposure in left if desired.moved.get(exposure.owner) is Move.AWAY)
+        ended = left - returning
+        moved = (exposure.guest for exposure in ended if exposure.owner in desired.moved)
+        self._returning, self.moved = returning, frozenset(guest for guest in moved if guest is not None)
+        return ended
+
+    def with_returning(self, live: frozenset[Exposure]) -> frozenset[Exposure]:
+        """Add those exposures to the live ones that may come back; the very set where there are none."""
+        return live | self._returning if self._returning else live

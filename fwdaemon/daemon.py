@@ -27,6 +27,7 @@ from fwdaemon.control.manager import Changes, Inquiries, Manager
 from fwdaemon.control.server import ControlSocket
 from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.report import Cause, Reason, ReasonKind, RulesChanged, Trigger
+from fwdaemon.core.types import Job
 from fwdaemon.errors import ConfigError, HangingError, PortfwdError, shortage
 from fwdaemon.events import ConnectionState, Inventories, Sources
 from fwdaemon.fleet import Fleet
@@ -48,13 +49,13 @@ from fwdaemon.status.notify import Pulse
 from fwdaemon.status.records import Feed, Records, UsageReader
 from fwdaemon.status.reloads import STATE, Reloads, Start, Written
 from fwdaemon.status.rows import summary
-from fwdaemon.status.sets import SetKeeper, Told
+from fwdaemon.status.sets import News, SetKeeper
 from fwdaemon.status.temporary import Clocks, Openings, now
 from fwdaemon.triggers import Backoff, Budgets, Origin, Pauses, TriggerQueue, Triggers
 
 _log = logging.getLogger(__name__)
 
-_UPGRADE = "upgrade"  # A package makes this file while it restarts us: whoever comes after us wants the rules.
+_UPGRADE = "upgrade"  # A package makes this file while it restarts us: our successor wants the rules.
 
 RequestPass: TypeAlias = Callable[[Origin], None]
 """Asks for a pass that follows from what this one did; from any thread."""
@@ -93,11 +94,12 @@ class Daemon:
         self._standing = Standing(path, start, self._written, Openings(parts.state, parts.clocks), self._fleet)
         self._reloads, feed = Reloads(queue.reload), Feed()
         self._records = Records(path, self._standing.all, feed.publish, self._standing.openings.remaining, self._fleet)
+        self._records.late_s, self._records.unlogged = self._pauses.reading, lambda: self._connection_log.lost
         count = UsageReader(self._netfilter.counters, self._netfilter.dropped).read
         changes = Changes(self._standing, self._records, self._reloads, queue.wake, self._unavailable)
         manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count, changes=changes))
         self._control = ControlSocket(manager, parts.socket, self._write_anew)
-        self._pulse = Pulse(self._summary, self._control.check)
+        self._pulse = Pulse(self._summary, self._control.check, self._records.check)
         conflicts = parts.conflicts(self._look_soon)
         seams = Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time, parts.budgets, self._look_soon)
         self._reconciler = Reconciler(seams)
@@ -105,14 +107,14 @@ class Daemon:
         sources = parts.sources(self._standing.all, queue.inventory_changed)
         self._inventories = Inventories(sources, queue, parts.budgets, self._pulse.watchdog.bounded, self._backoff())
         self._reading = ConfigReader(self._read, queue.wake, self._records.late, self._pauses.reading)
-        told = Told(queue.set_changed, self._standing.keep_list, self._records.sets_refused)
-        self._sets = SetKeeper(told, self._netfilter.externals, parts.state)
+        news = News(queue.set_changed, self._standing.keep_list, self._records.sets_refused)
+        self._sets = SetKeeper(news, self._netfilter.externals, parts.state)
         self._sets.begin(start.config, start.lists)
         self._standing.log_start(start, self._records)
-        self._reporter = Reporter(manager.status, feed, lambda: self._connection_log.lost)
+        self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
-        self._first_pass, self._worker = asyncio.Event(), Worker("reconcile")
+        self._first_pass, self._worker = asyncio.Event(), Worker("reconcile", Job.RECONCILE)
         self._placer = Placer(self._written.choice, Before(self._written.ports, self._written.turns, parts.occupied))
         self._reloaded, self._failure, self._pause, self._unread = False, "", self._pauses.passes, WarnOnce()
         self._retry, self._rereading, self._short = self._backoff(), self._backoff(), self._backoff()
@@ -121,7 +123,7 @@ class Daemon:
         return Backoff(self._pauses.retry, self._pauses.retry_at_most)
 
     async def run(self) -> None:
-        """Work until told to stop, then leave the rules as the configuration says.
+        """Work until asked to stop, then leave the rules as the configuration says.
 
         Raises:
             AlreadyRunningError: another daemon runs on this host.
@@ -316,7 +318,7 @@ class Daemon:
         else:
             self._unread.settle()
             self._rereading.settle()
-            if refusal := await self._standing.refusal(loaded, self._reloads.confirm):
+            if (refusal := await self._standing.refusal(loaded, self._reloads.confirm)) is not None:
                 self._reloads.kept_out(refusal)
             else:
                 lines.configuration_loaded(self._path)
@@ -340,7 +342,7 @@ class Daemon:
         self._trigger_queue.configuration_changed(Reason(why, str(self._path)))
 
     async def _roll_back(self) -> None:
-        """Put the configuration before in force, as nobody confirmed the one that is."""
+        """Put the configuration before in force, as the one that is was not confirmed."""
         if (before := self._standing.confirmation.roll_back()) is not None:
             self._reading.disown(self._path)
             lines.rolled_back(self._path)
@@ -377,7 +379,8 @@ class Daemon:
             monitor.close()
         await self._inventories.sources.close()
         if self._is_to_remove():
-            await self._ended(self._remove)
+            cause = Cause((Reason(ReasonKind.STOP, detail="on_stop = remove"),))
+            await self._ended(partial(self._reconciler.remove, cause))
             self._written.keep_choice({})
         await self._fleet.close(self._pauses.patience, remove=self._is_to_remove())
         await self._ended(self._reconciler.close)
@@ -387,7 +390,7 @@ class Daemon:
         self._pulse.end()
 
     async def _ended(self, end: Callable[[], None]) -> None:
-        """Do one thing at the end; that it failed is told, and no reason to leave the others undone."""
+        """Do one thing at the end; that it failed is logged, and no reason to leave the others undone."""
         try:
             await self._worker.submit(end)
         except (PortfwdError, OSError) as error:
@@ -395,6 +398,3 @@ class Daemon:
 
     def _is_to_remove(self) -> bool:
         return self._standing.config.daemon.on_stop is OnStop.REMOVE and not (self._parts.directory / _UPGRADE).exists()
-
-    def _remove(self) -> None:
-        self._reconciler.remove(Cause((Reason(ReasonKind.STOP, detail="on_stop = remove"),)))

@@ -4,7 +4,7 @@ They share one base, so that the command line can turn each into one line on sta
 """
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +18,6 @@ _SHORT = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 class PortfwdError(Exception):
     """Base of all errors a user may meet; its text is one complete sentence for that user."""
-
-
-class RefusedError(PortfwdError):
-    """What was asked for is not done; `reasons` are sentences."""
-
-    def __init__(self, reasons: Iterable[str]) -> None:
-        self.reasons = tuple(reasons)
-        super().__init__("\n".join(self.reasons))
 
 
 class LibvirtUnavailableError(PortfwdError):

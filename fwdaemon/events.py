@@ -1,7 +1,7 @@
 """All that says "look again", and the inventory one finds by looking.
 
 Sources: libvirt's events, the kernel's routes, addresses and neighbours, the DHCP servers' files, guest agents, answers
-to what is asked on bridges. None of them carries a fact: whoever is told to look again asks for a fresh inventory.
+to what is asked on bridges. None of them carries a fact: what is triggered to look again asks for a fresh inventory.
 Changes of firewall rules, signals and timers are not here.
 """
 
@@ -19,6 +19,7 @@ from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import HijackedAddress, HostObservation, Inventory, LibvirtObservation, Neighbour
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.core.state import Silent
+from fwdaemon.core.types import Job
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
 from fwdaemon.hostnet.public_addresses import with_lent
@@ -81,7 +82,7 @@ class InventoryKeeper:
     """Watches the sources and takes inventories. `trigger` is called with a reason, on the asyncio loop's thread.
 
     What it does because of guests and users takes from `budgets`. The URIs of a configuration hold for good; the
-    addresses it gives to guests may be told anew with `configure`.
+    addresses it gives to guests may be given anew with `configure`.
     """
 
     def __init__(self, config: Config, trigger: Trigger, budgets: Budgets, around: Surroundings = _THIS_HOST) -> None:
@@ -97,7 +98,7 @@ class InventoryKeeper:
         self._uplinks = UplinkWatch(trigger, guests)
         self._leases = LeaseWatch(trigger, guests, around.leases)
         self._probes = Probes(partial(probes.ask, guests), guests)
-        self._kernel = Worker("kernel observer")
+        self._kernel = Worker("kernel observer", Job.INVENTORY)
         self._neighbours: tuple[Neighbour, ...] | None = None
         self._reported: frozenset[HijackedAddress] = frozenset()
         self._put_back, self._verify_after = False, around.verify
@@ -105,7 +106,7 @@ class InventoryKeeper:
         self.configure(config)
 
     def configure(self, config: Config) -> None:
-        """Say which addresses the configuration gives to guests: whoever takes one over is to give it back."""
+        """Say which addresses the configuration gives to guests: a machine that takes one over is to give it back."""
         entries = config.guest_entries
         self._given = tuple(entry for entry in entries if entry.address is not None)
         self._netlink.watch_addresses({entry.address for entry in entries if entry.address is not None})
@@ -324,14 +325,14 @@ class Inventories:
 
 
 async def take_inventory(uris: Sequence[str], patience: float = _ONCE_S) -> Inventory:
-    """Take one inventory, for a single pass. Guest agents may take long: what they told the daemon counts.
+    """Take one inventory, for a single pass. Guest agents may take long: what they answered the daemon counts.
 
     Raises:
         LibvirtUnavailableError: one of the URIs did not answer.
         KernelError: the kernel did not tell its addresses.
 
     """
-    event_loop, worker = EventLoop(), Worker("inventory")
+    event_loop, worker = EventLoop(), Worker("inventory", Job.INVENTORY)
     try:
         event_loop.start()
         return await asyncio.wait_for(worker.submit(partial(_inventory_once, uris)), patience)

@@ -18,14 +18,12 @@ from fwdaemon.core.report import (
     FaultKind,
     Location,
     LocationReason,
-    Presence,
     RulesChanged,
-    Stamp,
     joined,
     tried,
 )
 from fwdaemon.core.state import Desired, Dropped
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import Family, Presence, Stamp
 from fwdaemon.errors import PortfwdError, ProcessError
 from fwdaemon.kernel.external_sets import Externals
 from fwdaemon.kernel.process import Runner
@@ -35,7 +33,7 @@ from fwdaemon.resolve.flows import Flow
 
 
 class Monitor(Protocol):
-    """Tells of changes, on the asyncio loop's thread."""
+    """Reports changes, on the asyncio loop's thread."""
 
     def start(self) -> None:
         """Begin to listen.

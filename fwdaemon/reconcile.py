@@ -1,8 +1,8 @@
 """One reconcile: bring the kernel to the desired state, and account for every change.
 
 `Reconciler` is called again and again with what shall be. Of what it did it remembers the last report alone: that is
-how it tells `added` from `restored`. Everything in here blocks, and is called in one thread; the loop that calls it is
-`fwdaemon.daemon`.
+how it distinguishes `added` from `restored`. Everything in here blocks, and is called in one thread; the loop that
+calls it is `fwdaemon.daemon`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -11,11 +11,11 @@ from threading import Lock
 from typing import Protocol
 
 from fwdaemon.audit import causes, lines
-from fwdaemon.audit.causes import Departures, Known, in_order
+from fwdaemon.audit.causes import Known
 from fwdaemon.audit.throttle import FlapDamping, NewProblems, Rations
-from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everything
+from fwdaemon.connections import Clock, Conntrack, Departures, Sweep, Sweeper, close_everything
 from fwdaemon.core.admission import Gatekeeper
-from fwdaemon.core.exposures import Exposure, Forward
+from fwdaemon.core.exposures import Exposure, Forward, in_order
 from fwdaemon.core.inventory import Move
 from fwdaemon.core.report import (
     Actor,
@@ -136,7 +136,7 @@ class Request:
     for both, where the pass began before they were heard. `now` is a monotonic time in seconds. `local` are the host's
     own addresses, `taken` those of running guests, `uplinks` those that are configured, if any. `ip_forward` allows to
     turn on forwarding, `reloaded` says that the configuration is new, `full` asks for a comparison even of what seems
-    unchanged, and `origin` says whom we look for.
+    unchanged, and `origin` says for whose sake we look.
     """
 
     reasons: tuple[Reason, ...]
@@ -263,7 +263,7 @@ class Reconciler:
     def _reported(self, placed: Desired, applied: Desired, result: ApplyResult, request: Request) -> ReconcileReport:
         reasons = request.reasons
         if self.report is not None and self.report.desired.exposures != applied.exposures:
-            # That an emulator died is seen before libvirt has told why, and a lease before its file is heard of.
+            # That an emulator died is seen before libvirt has said why, and a lease before its file is reported.
             reasons = tuple(dict.fromkeys(reasons + request.latest_triggers()[1]))
         known = Known(reasons, request.actors, self._grace.reasons)
         return ReconcileReport(

@@ -147,7 +147,7 @@ class Pauses:
     and no later than `verify_at_most` after the first, the kernel is compared with what was committed. `ready` is how
     long systemd waits for the first reconcile, as libvirt may be down. No thread is waited for longer than `patience`:
     a call that hangs in the kernel must not keep the daemon from ending. After `reading`, a configuration that is still
-    being read is told as late.
+    being read is reported as late, and so is all other work beside the passes.
     """
 
     passes: float = 0.01
@@ -213,7 +213,7 @@ _MOST: Final = {Origin.GUESTS: 256, Origin.USERS: 4096}
 
 @dataclass(frozen=True, slots=True)
 class Triggers:
-    """All triggers of one pass, and whom it is for; see `fwdaemon.reconcile.Request`."""
+    """All triggers of one pass, and for whose sake it is; see `fwdaemon.reconcile.Request`."""
 
     reasons: tuple[Reason, ...]
     actors: tuple[Actor, ...]

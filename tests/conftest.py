@@ -6,7 +6,6 @@ by a module, booted in a fraction of a second; what a test leaves behind on it f
 
 import gc
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterator
@@ -80,9 +79,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Markers of this project's own, and failures told as they happen."""
+    """Markers of this project's own, and failures reported as they happen."""
     config.addinivalue_line("markers", "on(*firewalls): only on hosts whose libvirt writes its rules with one of these")
     config.addinivalue_line("markers", "in_turn: each case on one kind of host, where it makes no difference on which")
+    config.addinivalue_line("markers", "turns_on(firewall): the kind of host for all cases of a file that have a turn")
     config.addinivalue_line("markers", "everywhere: also on the legacy tables of a second Debian")
     config.pluginmanager.register(FailuresAtOnce(config))
     config.pluginmanager.register(TimeSpent(config))
@@ -131,17 +131,20 @@ def _is_elsewhere(item: pytest.Item) -> bool:
 
 
 def _whose_turn(item: pytest.Item, firewalls: Collection[LibvirtFirewall]) -> Flavour:
-    """The kind of host that a case has, by its name alone, so that it has the same whatever else is run.
+    """The kind of host that a case has, by the name of its file alone, so that it is the same whatever else is run.
 
-    The sum spreads the cases of a test, and the tests of a file, over all kinds.
+    All cases of a file have the same where they can: to boot one more host and its guests takes longer than most cases.
+    The sum spreads the files over all kinds; one that has to be on a certain kind for other reasons says `turns_on`.
     """
-    case = re.sub("|".join(map(str, FLAVOURS)), "", item.nodeid)
-    kinds = [flavour for flavour in _TURNS if flavour.firewall in firewalls]
-    return kinds[zlib.crc32(case.encode()) % len(kinds)]
+    marker, file = item.get_closest_marker("turns_on"), item.nodeid.partition("::")[0]
+    if marker is not None and marker.args[0] in firewalls:
+        return next(flavour for flavour in _TURNS if flavour.firewall == marker.args[0])
+    first = zlib.crc32(file.encode()) % len(_TURNS)
+    return next(flavour for flavour in (*_TURNS[first:], *_TURNS[:first]) if flavour.firewall in firewalls)
 
 
 def give_up(reason: str) -> None:
-    """Skip on somebody's own machine, fail where everything has to run."""
+    """Skip on a developer's machine, fail where everything has to run."""
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -155,13 +158,13 @@ def lab() -> Iterator[None]:
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if missing:
         give_up(f"missing {', '.join(missing)} (of {', '.join(host_packages())}): sudo scripts/test installs them")
-    # Whoever is root in a user namespace alone cannot touch the machine's network, and may not read all of its own.
+    # A user who is root in a user namespace alone cannot touch the machine's network, and may not read all of its own.
     with nullcontext() if is_in_user_namespace() else network_untouched():
         yield
 
 
 def is_in_user_namespace() -> bool:
-    """Whether root is somebody else outside, as with `unshare --user --map-root-user`."""
+    """Whether root is another user outside, as with `unshare --user --map-root-user`."""
     return Path("/proc/self/uid_map").read_text(encoding="ascii").split() != ["0", "0", "4294967295"]
 
 

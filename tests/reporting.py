@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 BUDGETS_S: Final = {(): 20 * 60.0, ("tests/unit",): 30.0}
-"""How long the run of these may take on two processors that nobody else uses; nothing named is everything."""
+"""How long the run of these may take on two processors that nothing else uses; nothing named is everything."""
 _DEAREST: Final = 12
 
 DAEMONS = "the daemons' last lines"
@@ -49,7 +49,7 @@ class FailuresAtOnce:
 
 
 class TimeSpent:
-    """A plugin of pytest's: adds up by files what tests took, set-up included, and tells it with the budget."""
+    """A plugin of pytest's: adds up by files what tests took, set-up included, and reports it with the budget."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config

@@ -73,7 +73,7 @@ export function linesOf(text: string | null, entry: Entry): string[] {
     return (text ?? "").split("\n").slice(entry.start - 1, entry.end - 1);
 }
 
-// Writes an entry: each key on a line of its own, and each item of an array, so that a problem's line tells its field.
+// Writes an entry: each key on a line of its own, and each item of an array, so that a problem's line leads to its field.
 export function written(kind: Kind, keys: Keys): string[] {
     const lines = [`[[${kind}]]`];
     for (const [key, value] of Object.entries(keys)) {

@@ -1,4 +1,4 @@
-// How the daemon is: where the rules are and why, libvirt, what was removed last and by whom, and what is wrong.
+// How the daemon is: where the rules are and why, libvirt, what was removed last and by what, and what is wrong.
 import { useState } from "react";
 import type { ReactNode } from "react";
 import {

@@ -13,7 +13,7 @@ export function moment(at: string): string {
 
 export function remaining(until: string, now: number): string {
     const left = (Date.parse(until) - now) / 60000;
-    // Of eight hours, nobody is to read a minute more for a second by which the clocks differ.
+    // Of eight hours, no one is to read a minute more for a second by which the clocks differ.
     const minutes = Math.max(0, left < 60 ? Math.ceil(left) : Math.round(left));
     if (minutes < 60)
         return cockpit.format(cockpit.ngettext("$0 minute left", "$0 minutes left", minutes), minutes);

@@ -1,16 +1,28 @@
-"""What changed, why, and what waits, as data and in words; what became of guests that went. Pure."""
+"""What changed, why, and what waits, as data and in words. Pure."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final
 
-from fwdaemon.core.exposures import Exposure, Owner
-from fwdaemon.core.inventory import HijackedAddress, Hindrance, HindranceKind, Move, Place
-from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Cause, Change, Reason, ReasonKind, ReconcileReport
+from fwdaemon.core.exposures import Exposure, Owner, in_order
+from fwdaemon.core.inventory import HijackedAddress, Hindrance, HindranceKind, Place
+from fwdaemon.core.report import (
+    LIBVIRT_TABLE,
+    Actor,
+    ActorKind,
+    ApplyResult,
+    Cause,
+    Change,
+    GateChange,
+    LocationReason,
+    Reason,
+    ReasonKind,
+    ReconcileReport,
+)
 from fwdaemon.core.state import Desired, Namesake, Unchosen
 from fwdaemon.core.text import printable, shown
-from fwdaemon.core.types import Address, Origin
+from fwdaemon.core.types import GateFault, Origin
 
 # What changed: a function of what was applied before, what is now, and what the backend found in between. Pure.
 
@@ -59,16 +71,11 @@ def _homes(exposures: Iterable[Exposure]) -> frozenset[tuple[Owner, str]]:
     return frozenset((item.owner, str(item.guest)) for item in exposures if item.guest is not None)
 
 
-def in_order(exposures: Collection[Exposure]) -> list[Exposure]:
-    """Give exposures in the order in which the audit tells of them."""
-    return sorted(exposures, key=lambda exposure: (exposure.owner, exposure.listens_at()))
-
-
 # Which of the known reasons explains a change, for the audit. Pure.
 #
-# Events arrive in bursts and in any order: the kernel may tell that a guest's neighbour entry came before libvirt tells
-# that the domain started. So a reason that names the owner is preferred, then what the state itself says, then what may
-# concern any owner. What happened to other domains and other guests' addresses explains nothing.
+# Events arrive in bursts and in any order: the kernel may report that a guest's neighbour entry came before libvirt
+# reports that the domain started. So a reason that names the owner is preferred, then what the state itself says, then
+# what may concern any owner. What happened to other domains and other guests' addresses explains nothing.
 _OPENINGS: Final = frozenset({ReasonKind.OPENED, ReasonKind.CLOSED, ReasonKind.ENDED})
 _OF_DOMAINS: Final = _OPENINGS | {ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.AGENT, ReasonKind.METADATA}
 _OF_CLAIMS: Final = frozenset({ReasonKind.CLAIM_TAKEN, ReasonKind.CLAIM_LOST})
@@ -82,7 +89,7 @@ def of_start(
     """Give why an exposure is live now that was not in the state `before`; `moved` are new homes."""
     known, owner = list(reasons), exposure.owner
     now = [Reason(ReasonKind.RUNNING, owner.name, owner.kind)] if owner in before.stopped else []
-    # An inventory may hold a new address before the event that tells of it arrives.
+    # An inventory may hold a new address before the event about it arrives.
     there = [Reason(ReasonKind.MOVED, str(exposure.guest))] if (owner, str(exposure.guest)) in moved else []
     of_others = _freed(owner, before, known) or _concerning(exposure, known)
     return Cause(tuple(_naming(owner, known) or now or of_others or there))
@@ -105,7 +112,7 @@ def of_end(
     known, owner = list(reasons), exposure.owner
     waiting = dict.fromkeys(after.hindrances.get(owner, ()))
     moved = [reason for reason in known if reason.kind is ReasonKind.NEIGHBOUR and (owner, reason.subject) in new_homes]
-    # Of one that has stopped, libvirt's event may come later than what the kernel tells of its address.
+    # Of one that has stopped, libvirt's event may come later than what the kernel reports about its address.
     after_loss = any(reason.kind is ReasonKind.LIBVIRT for reason in known)
     now = [Reason(ReasonKind.STOPPED, owner.name, owner.kind)] if owner in after.stopped and not after_loss else []
     return Cause(tuple(_naming(owner, known) or waiting or now or [*moved, *_concerning(exposure, known)]))
@@ -224,7 +231,7 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
     HindranceKind.NO_ADDRESS: lambda _: "no address yet: no lease, agent or neighbour names one",
     HindranceKind.NO_SUBNET: lambda found: f"{_place(*found.places)} has no IPv{found.family} subnet",
     HindranceKind.SUBNETS_UNKNOWN: lambda found: (
-        f"nothing tells which addresses belong to {_place(*found.places)}: write address = …"
+        f"it is not known which addresses belong to {_place(*found.places)}: write address = …"
     ),
     HindranceKind.ADDRESS_OF_HOST: lambda found: f"{found.address} belongs to the host",
     HindranceKind.ADDRESS_OF_SUBNET: lambda found: (
@@ -358,29 +365,36 @@ def _ambiguous(places: Collection[Place]) -> str:
     return f"has {len(places)} interfaces ({listed}): write {hint}"
 
 
-# Exposures that went because their guest was handed over to another host, and what becomes of their connections.
-#
-# Until libvirt has ended the guest here, it may come back: the migration fails late, or is cancelled. Its connections
-# are left as they are for so long, and are then ended like all others, but for one thing: what the guest sends on them
-# is not refused. It sends that on the other host, where they go on, and here again if it returns soon. Pure.
+# Why a gate was changed, and why rules are in a rule system.
+_GATE_FAULTS: Final[Mapping[GateFault, str]] = {
+    GateFault.ABSENT: "it was not there",
+    GateFault.BEHIND_RULE: "another rule was ahead of it",
+    GateFault.AHEAD_OF_BAN: "it was ahead of a ban",
+    GateFault.REPEATED: "it was there more than once",
+    GateFault.ALTERED: "it was not as we made it",
+    GateFault.GUESTS: "its rules for guests were not as keep_guests_online asks",
+}
+_LOCATION_REASONS: Final[Mapping[LocationReason, str]] = {
+    LocationReason.CONFIGURED: "the configuration says so",
+    LocationReason.LIBVIRT_TABLE: f"libvirt's rules are in its table {LIBVIRT_TABLE}",
+    LocationReason.LIBVIRT_CHAINS: "libvirt's chains are there",
+    LocationReason.NO_LIBVIRT_RULES: "libvirt has no rules of its own",
+    LocationReason.WRITTEN_TO: (
+        "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
+    ),
+}
 
 
-class Departures:
-    """Remembers what went with guests that were handed over; `moved` are the addresses of those that went for good."""
+def format_gate_fault(fault: GateFault) -> str:
+    """Say what was wrong with a gate."""
+    return _GATE_FAULTS[fault]
 
-    def __init__(self) -> None:
-        self._returning: frozenset[Exposure] = frozenset()
-        self.moved: frozenset[Address] = frozenset()
 
-    def follow(self, removed: frozenset[Exposure], desired: Desired) -> frozenset[Exposure]:
-        """Learn what was just removed, and the state now; give the exposures whose connections are to end."""
-        left = (self._returning | removed) - desired.exposures
-        returning = frozenset(exposure for exposure in left if desired.moved.get(exposure.owner) is Move.AWAY)
-        ended = left - returning
-        moved = (exposure.guest for exposure in ended if exposure.owner in desired.moved)
-        self._returning, self.moved = returning, frozenset(guest for guest in moved if guest is not None)
-        return ended
+def format_gate(change: GateChange) -> str:
+    """Name a gate, and say what was wrong with it."""
+    return f"gate in {change.gate}: {format_gate_fault(change.fault)}"
 
-    def with_returning(self, live: frozenset[Exposure]) -> frozenset[Exposure]:
-        """Add those exposures to the live ones that may come back; the very set where there are none."""
-        return live | self._returning if self._returning else live
+
+def format_location_reason(reason: LocationReason) -> str:
+    """Say why rules are in a rule system, or belong there."""
+    return _LOCATION_REASONS[reason]

@@ -1,6 +1,6 @@
 """Where log lines go: to the journal with their fields, or to standard error where the daemon is run by hand.
 
-The only module that writes to the journal.
+The only module that writes to the journal. It also knows what this program is behind with.
 """
 
 import errno
@@ -9,13 +9,16 @@ import logging
 import os
 import select
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Full, Queue
 from socket import AF_UNIX, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET, socket
 from threading import Thread
 from typing import Final, Protocol, TextIO
+
+from fwdaemon.core.types import Job, Late
 
 _IDENTIFIER = "kvm-portfwd"
 _JOURNAL = "/run/systemd/journal/socket"
@@ -55,6 +58,75 @@ MESSAGE_IDS: Final = {
     "disconnected": "5d4f0e4c45b34be1acd57aea1772279c",
     "unlogged": "986f695188454cf1b10512e25ee6e8c2",
 }
+
+
+# What this program is behind with. Nothing waits for such work, so that no one would notice but for the status.
+LATE_S: Final = 10.0
+
+LATE_JOBS: Final[Mapping[str, str]] = {
+    Job.AGENTS: "an answer of a guest's agent, asked through {}",
+    Job.ANSWERS: "an answer to plan, check or explain",
+    Job.CONFIGURATION: "the reading of the configuration",
+    Job.CONFLICTS: "the look at rules and sockets of others",
+    Job.CONNECTIONS: "the sweep of connections",
+    Job.COUNTERS: "the counting of connections",
+    Job.EXTERNAL_SETS: "the writing of what external sets hold",
+    Job.GROUPS: "an answer of the group database",
+    Job.INVENTORY: "the kernel's answer about links, addresses and neighbours",
+    Job.LAST_GOOD: "the writing of the last good configuration",
+    Job.LIBVIRT: "an answer of libvirt at {}",
+    Job.LOG: "the writing of log lines",
+    Job.LOOPBACK: "a change of what answers on 127.0.0.1 and ::1",
+    Job.METRICS: "the making of metrics",
+    Job.PROBES: "a search for silent guests",
+    Job.RECONCILE: "a comparison with the kernel",
+    Job.SETS: "the reading of files of sets",
+    Job.STATUS: "the making of a status",
+    Job.SYSTEMD: "what systemd is to be notified of",
+    Job.TEMPORARY: "the writing of what is open for a while",
+}
+"""What `status` calls each."""
+
+
+class Arrears:
+    """Which jobs have begun and are not done, and how much was lost as nothing took it. From any thread.
+
+    `clock` gives a monotonic time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begun: dict[object, tuple[Job, str, float]] = {}
+        self.lost_lines = 0
+
+    def begin(self, job: Job, about: str = "") -> Callable[[], object]:
+        """Note that a job begins; what is given is to be called once it is done."""
+        key = object()
+        self._begun[key] = job, about, self._clock()
+        return lambda: self._begun.pop(key, None)
+
+    @contextmanager
+    def during(self, job: Job, about: str = "") -> Iterator[None]:
+        """Note that this block is a job."""
+        done = self.begin(job, about)
+        try:
+            yield
+        finally:
+            done()
+
+    def late(self, after: float = LATE_S) -> tuple[Late, ...]:
+        """Give those that have gone on for at least so many seconds; of several alike, the one that began first."""
+        now, first = self._clock(), dict[tuple[Job, str], float]()
+        for job, about, since in list(self._begun.values()):
+            first[job, about] = min(since, first.get((job, about), since))
+        return tuple(Late(*what, now - since) for what, since in sorted(first.items()) if now - since >= after)
+
+
+ARREARS: Final = Arrears()
+"""Those of this program."""
+
+
+# The lines, and the thread that writes them.
 
 
 @contextmanager
@@ -103,19 +175,19 @@ class QueueHandler(logging.Handler):
     What does not fit in the queue is lost. How many lines that were is a line of its own, once writing works again.
     """
 
-    def __init__(self, outlet: Outlet, size: int = _QUEUED_LINES) -> None:
+    def __init__(self, outlet: Outlet, size: int = _QUEUED_LINES, arrears: Arrears = ARREARS) -> None:
         super().__init__()
-        self._outlet = outlet
+        self._outlet, self._arrears = outlet, arrears
         self._lines: Queue[bytes | None] = Queue(size)
-        self.lost = 0  # lines that were not written, and not told yet
+        self.lost = 0  # lines that were not written, and not reported yet
         self._thread: Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue one record."""
         try:
             self._lines.put_nowait(self._outlet.encoded(record))
-        except Exception:  # noqa: BLE001  a line that is lost must not end what it tells of (logging's own rule)
-            self.lost += 1
+        except Exception:  # noqa: BLE001  a line that is lost must not end what it reports (logging's own rule)
+            self._count(1)
         if self._thread is None:
             self._begin()
 
@@ -136,7 +208,7 @@ class QueueHandler(logging.Handler):
             self._thread = thread
 
     def _run(self) -> None:
-        with suppress(OSError):  # so that `top -H` tells it from the others; proc_pid_comm(5)
+        with suppress(OSError):  # so that `top -H` shows which thread it is; proc_pid_comm(5)
             Path("/proc/thread-self/comm").write_text("log", encoding="ascii")
         while (line := self._lines.get()) is not None:
             if not self._written(line):
@@ -146,7 +218,8 @@ class QueueHandler(logging.Handler):
 
     def _written(self, line: bytes) -> bool:
         try:
-            self._outlet.write(line)
+            with self._arrears.during(Job.LOG):
+                self._outlet.write(line)
         except OSError:
             return False
         return True
@@ -160,6 +233,7 @@ class QueueHandler(logging.Handler):
     def _count(self, lost: int) -> None:
         self.acquire()  # as in `emit`; nothing waits while holding it
         self.lost += lost
+        self._arrears.lost_lines += max(lost, 0)
         self.release()
 
 
@@ -225,7 +299,7 @@ class StreamOutlet:
         while line:
             try:
                 line = line[os.write(self._file, line) :]
-            except BlockingIOError:  # somebody who shares the file has made it so
+            except BlockingIOError:  # a program that shares the file has made it so
                 _wait_until_writable(self._file)
 
 

@@ -7,22 +7,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from fwdaemon.audit.causes import format_cause, remark, why
+from fwdaemon.audit.causes import format_cause, format_gate, format_location_reason, remark, why
 from fwdaemon.audit.journal import MESSAGE_IDS
 from fwdaemon.audit.throttle import Flapped
 from fwdaemon.config.files import about_ignored
 from fwdaemon.core.exposures import Exposure, Owner
 from fwdaemon.core.inventory import HijackedAddress
 from fwdaemon.core.report import (
-    LIBVIRT_TABLE,
     AnyFault,
     Assigned,
     Cause,
+    Closing,
     Fault,
     FaultKind,
     GateChange,
     Location,
-    LocationReason,
     Note,
     NoteKind,
     Setting,
@@ -30,7 +29,7 @@ from fwdaemon.core.report import (
 )
 from fwdaemon.core.state import Namesake, Unchosen, Waiting
 from fwdaemon.core.text import printable, shown
-from fwdaemon.core.types import GateFault, Origin
+from fwdaemon.core.types import Origin
 from fwdaemon.errors import Problem
 
 # The audit: one line for each change, which a person can read months later.
@@ -123,7 +122,7 @@ def adopted(number: int) -> None:
 
 
 def leftovers(names: Iterable[str]) -> None:
-    """Write a line for all that is left of an earlier run and nobody asks for any more, by the kernel's own names."""
+    """Write a line for all that is left of an earlier run and not wanted any more, by the kernel's own names."""
     for name in sorted(names):
         _write("removed", f"removed {name}, left by an earlier run (no longer wanted)")
 
@@ -195,8 +194,12 @@ def opened(domain: str, ports: str, sources: Iterable[str], until: datetime, by:
     _write("opened", printable(text), fields)
 
 
-def closed(domain: str, ports: str, cause: str) -> None:
-    """Say that what was opened is closed again, and why."""
+def closed(domain: str, ports: str, cause: Closing, by: str = "") -> None:
+    """Say that what was opened is closed again, why, and by whom or what."""
+    _closed(domain, ports, _CLOSINGS[cause].format(by))
+
+
+def _closed(domain: str, ports: str, cause: str) -> None:
     fields = {"PORTFWD_DOMAIN": domain, "PORTFWD_CAUSE": cause}
     _write("closed", printable(f"closed {ports} to {shown(domain)}: {cause}"), fields)
 
@@ -323,6 +326,32 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
     ),
     FaultKind.LOOPBACK_PORT: "{0} port {1} of {2} does not lead to {3}: {detail}",
     FaultKind.LOOPBACK_PORT_TAKEN: "{0} port {1} of {2} does not lead to {3}: a process of the host listens there",
+    FaultKind.TOO_MANY_OPEN: "more than {0} would be open for a while; what is to stay belongs into the file",
+    FaultKind.NOTHING_OPEN: "nothing of the kind is open for a while; kvm-portfwd status lists what is",
+    FaultKind.NO_AUTO_PORTS: (
+        'an automatic port has no range to come from; write auto_ports = "20000-29999" in [daemon]'
+    ),
+    FaultKind.PORT_TAKEN: "{0}: {detail}; use another port or address",
+    FaultKind.PORT_ASSIGNED: (
+        "{0}: it is assigned to a domain by auto:…, or was until lately; use another port or address"
+    ),
+    FaultKind.PORT_UNKNOWN: "{0}: {detail}",
+    FaultKind.NOT_KEPT: "it cannot be kept for a restart: {0}: {detail}",
+    FaultKind.BEFORE_NOT_KEPT: "what was in force before cannot be kept, so it is not loaded: {detail}",
+    FaultKind.BEFORE_NOT_KEPT_IN_TIME: (
+        "what was in force before cannot be kept, so it is not loaded: the disk does not answer"
+    ),
+    FaultKind.NOTHING_TO_CONFIRM: "no configuration waits to be confirmed",
+    FaultKind.CONFIRMED_TOO_LATE: (
+        "no configuration waits to be confirmed; it was not confirmed in time, and a reload loads it again"
+    ),
+    FaultKind.CONFIRMATION_NOT_KEPT: "it would come back after a restart: {detail}",
+}
+_CLOSINGS: Final[Mapping[Closing, str]] = {
+    Closing.ASKED: "by {0}",
+    Closing.OVER: "its time is over",
+    Closing.CLAIMED: "{0} claims it",
+    Closing.LACKING: "the configuration has no auto_ports any more, or no set of that name",
 }
 _NOTES: Final[Mapping[NoteKind, str]] = {
     NoteKind.CONFINING: (
@@ -339,23 +368,6 @@ _SETTINGS: Final[Mapping[SettingKind, str]] = {
     SettingKind.SYSCTL: "{0}",
     SettingKind.FORMER_SYSCTL: "{0}, which an earlier version turned on",
     SettingKind.HAIRPIN_MODE: "hairpin mode of bridge port {0}",
-}
-_GATE_FAULTS: Final[Mapping[GateFault, str]] = {
-    GateFault.ABSENT: "it was not there",
-    GateFault.BEHIND_RULE: "another rule was ahead of it",
-    GateFault.AHEAD_OF_BAN: "it was ahead of a ban",
-    GateFault.REPEATED: "it was there more than once",
-    GateFault.ALTERED: "it was not as we made it",
-    GateFault.GUESTS: "its rules for guests were not as keep_guests_online asks",
-}
-_LOCATION_REASONS: Final[Mapping[LocationReason, str]] = {
-    LocationReason.CONFIGURED: "the configuration says so",
-    LocationReason.LIBVIRT_TABLE: f"libvirt's rules are in its table {LIBVIRT_TABLE}",
-    LocationReason.LIBVIRT_CHAINS: "libvirt's chains are there",
-    LocationReason.NO_LIBVIRT_RULES: "libvirt has no rules of its own",
-    LocationReason.WRITTEN_TO: (
-        "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
-    ),
 }
 
 
@@ -383,18 +395,3 @@ def format_setting(setting: Setting) -> str:
 def _filled(words: str, about: tuple[str, ...], detail: str = "") -> str:
     names = [shown(name) for name in about]
     return words.format(*names, rest=", ".join(names[1:]), detail=detail)
-
-
-def format_gate_fault(fault: GateFault) -> str:
-    """Say what was wrong with a gate."""
-    return _GATE_FAULTS[fault]
-
-
-def format_gate(change: GateChange) -> str:
-    """Name a gate, and say what was wrong with it."""
-    return f"gate in {change.gate}: {format_gate_fault(change.fault)}"
-
-
-def format_location_reason(reason: LocationReason) -> str:
-    """Say why rules are in a rule system, or belong there."""
-    return _LOCATION_REASONS[reason]

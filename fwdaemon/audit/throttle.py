@@ -19,7 +19,7 @@ from fwdaemon.core.types import Gate, show_endpoint
 # Which of the things that are wrong now are news. Pure; the time is given.
 #
 # What waits, and why, is said once. A fault is said once it has lasted for a moment: while libvirt takes a network
-# down, the kernel tells that a bridge went before libvirt tells that the network did.
+# down, the kernel reports that a bridge went before libvirt reports that the network did.
 LASTING_S = 1.0
 
 
@@ -134,7 +134,7 @@ class _Window:
 
 
 class FlapDamping:
-    """Counts the lines about each gate and setting, and each exposure, told apart by owner and where it listens."""
+    """Counts the lines about each gate and setting, and each exposure, known by its owner and where it listens."""
 
     def __init__(self, lines: int = LINES, window_s: float = WINDOW_S) -> None:
         self._lines = lines
@@ -220,7 +220,7 @@ def _ending(logged: LoggedConnection) -> str:
 
 
 def _client(logged: LoggedConnection) -> str:
-    """Write who it is, with the port where the whole address is told."""
+    """Write who it is, with the port where the whole address is logged."""
     match logged.client, logged.client_port:
         case (IPv4Address() | IPv6Address()) as address, int(port):
             return show_endpoint(address, str(port))

@@ -111,7 +111,7 @@ def _explain_localhost(config: Config) -> str:
         limited = any(found is not None and (found.rate or found.max_open) for found in asked)
         return (
             "localhost = true: forwards of TCP and UDP that listen on every address answer on 127.0.0.1 and ::1 of this"
-            f" host too{', where rate and max_open limit nobody' if limited else ''}"
+            f" host too{', where rate and max_open limit no one' if limited else ''}"
         )
     return (
         "localhost = true, but nothing answers on 127.0.0.1 or ::1: no forward of TCP or UDP is there for every"

@@ -71,7 +71,7 @@ class _Store:
             PortfwdError: the table changed meanwhile.
 
         """
-        # Last, so that it is told to be wrong, and not what is there.
+        # Last, so that it is reported as wrong, and not what is there.
         texts = {key: value for key, value in self.table.texts.items() if key != name}
         texts |= {name: text} if text is not None else {}
         before = set(self.problems(self.table.texts))

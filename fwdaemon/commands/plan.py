@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from fwdaemon.audit.lines import format_fault, format_gate, format_gate_fault, format_location_reason
+from fwdaemon.audit.causes import format_gate, format_gate_fault, format_location_reason
+from fwdaemon.audit.lines import format_fault
 from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import ApplyResult, Location, joined

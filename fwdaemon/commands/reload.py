@@ -38,8 +38,8 @@ def _reload(options: argparse.Namespace) -> int:
 
 def _confirm(options: argparse.Namespace) -> int:
     result = protocol.call("Confirm", _PATIENCE_S)
-    told = {"schema_version": _SCHEMA_VERSION, **result}
-    print(json.dumps(told, indent=2) if options.json else printable(f"{result['file']} stays in force"))
+    reply = {"schema_version": _SCHEMA_VERSION, **result}
+    print(json.dumps(reply, indent=2) if options.json else printable(f"{result['file']} stays in force"))
     return 0
 
 

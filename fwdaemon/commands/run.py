@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(path: Path) -> int:
-    faulthandler.enable()  # systemd's watchdog ends us by SIGABRT: the journal then tells where each thread was
+    faulthandler.enable()  # systemd's watchdog ends us by SIGABRT: the journal then shows where each thread was
     sys.setswitchinterval(_TURN_S)
     with journal.lines_written():
         memory.be_frugal()

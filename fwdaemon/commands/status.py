@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fwdaemon import __version__
+from fwdaemon.audit.journal import LATE_JOBS
 from fwdaemon.audit.lines import format_fault
 from fwdaemon.commands.plan import desired_now
 from fwdaemon.config.model import Config
@@ -124,6 +125,11 @@ def _header(status: Json) -> Iterator[Line]:
         yield _last_pass(last_pass)
     yield from map(_restored, status["restored"])
     yield from (Line("problem", printable(problem), "red") for problem in status["problems"])
+    yield from map(_late, status.get("late", ()))
+    if lost := status.get("lost_log_lines"):
+        yield Line("lost", f"{lost} lines of the journal, which were not taken in time", "red")
+    if lost := status.get("lost_connection_events"):
+        yield Line("lost", f"{lost} begins and ends of connections, which could not be logged in time", "red")
     yield Line("exposures", ", ".join(f"{number} {state}" for state, number in status["counts"].items()))
 
 
@@ -148,7 +154,7 @@ def _configuration(configuration: Json) -> Iterator[Line]:
         yield Line("unconfirmed", f"the one before comes back at {_when(until)}: run kvm-portfwd confirm", "yellow")
     if configuration.get("unconfirmed"):
         yield Line(
-            "unconfirmed", "the one above is what was in force before: nobody confirmed the file as it is", "red"
+            "unconfirmed", "the one above is what was in force before: the file as it is was not confirmed", "red"
         )
     if configuration["refused_at"]:
         yield Line("refused", f"{_when(configuration['refused_at'])}, a newer one; the one above stays in force", "red")
@@ -185,6 +191,11 @@ def _restored(entry: Json) -> Line:
     more = f" and {entry['more']} more" if entry["more"] else ""
     text = printable(f"{_when(entry['at'])}, {entry['what']}{more} ({entry['cause']})")
     return Line("restored", text, "yellow")
+
+
+def _late(late: Json) -> Line:
+    what = LATE_JOBS.get(late["job"], late["job"]).format(late["about"])
+    return Line("late", printable(f"{what}, {late['seconds']:.0f} s so far"), "red")
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -351,7 +362,7 @@ def ask() -> Mapping[str, Any]:
     status = protocol.call("Status", _PATIENCE_S)
     if status.get("schema_version") != SCHEMA_VERSION:
         raise PortfwdError(
-            f"the daemon, version {status.get('version')}, tells its status in another form;"
+            f"the daemon, version {status.get('version')}, gives its status in another form;"
             " restart it: systemctl restart kvm-portfwd"
         )
     return status

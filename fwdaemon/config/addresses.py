@@ -1,6 +1,6 @@
 """Addresses and networks as the configuration writes them.
 
-An address that can lead nobody to a guest is refused here, with the reason, rather than waiting for ever.
+An address that can lead no client to a guest is refused here, with the reason, rather than waiting for ever.
 """
 
 import re

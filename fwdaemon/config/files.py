@@ -198,9 +198,9 @@ def read_secret(path: Path) -> str:
 
 # Whether only root can change a configuration, as sshd's StrictModes asks it of keys.
 #
-# Whoever can write a file, replace it, or put another in one of the directories on the way to it, could open any port.
-# So each of them, and each link among them, has to belong to root, and nobody else may write it. In a directory with
-# the sticky bit, as /tmp, others cannot replace what is not theirs; but they could add a drop-in.
+# A user who can write a file, replace it, or put another in one of the directories on the way to it, could open any
+# port. So each of them, and each link among them, has to belong to root, and no one else may write it. In a directory
+# with the sticky bit, as /tmp, others cannot replace what is not theirs; but they could add a drop-in.
 ROOT: Final = frozenset({0})
 
 _OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -229,7 +229,7 @@ def weak_points(path: Path, owners: frozenset[int] = ROOT) -> Iterator[Problem]:
         try:
             status = _owner_and_mode(there)
         except OSError:
-            return  # whoever reads it tells that
+            return  # reading it reports that
         yield from _judge(there, status, owners, is_last=not parts)
         if not stat.S_ISLNK(status[1]):
             here = there

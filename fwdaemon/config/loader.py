@@ -278,7 +278,7 @@ def _unread(_file: Path) -> bytes:
 
 
 def _bounded(problems: list[Problem]) -> list[Problem]:
-    """Cut a list that nobody would read to its end."""
+    """Cut a list that is too long to be read to its end."""
     if len(problems) <= MOST_PROBLEMS:
         return problems
     more = f"there are {len(problems) - MOST_PROBLEMS:,} more problems; fix those above, and the others will be shown"

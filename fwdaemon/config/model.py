@@ -71,7 +71,7 @@ class OnStop(StrEnum):
 class DaemonSettings:
     """The `[daemon]` table, defaults filled in. Without `uplinks`, they are those that routes lead out by.
 
-    Without `auto_ports`, no entry has ports of `auto:…`. Whom `barred` denies, in sets of `named`, gets in nowhere.
+    Without `auto_ports`, no entry has ports of `auto:…`. What `barred` denies, in sets of `named`, gets in nowhere.
     """
 
     libvirt: tuple[str, ...] = ("qemu:///system",)

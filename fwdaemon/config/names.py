@@ -168,7 +168,7 @@ def _seen(text: str) -> str:
 
 
 def _refuse_unseen(text: str, plain: str, otherwise: str) -> None:
-    """Refuse a name that holds what somebody who copied it may have copied along; `plain` is the name without."""
+    """Refuse a name that holds what may have been copied along with it; `plain` is the name without."""
     if plain != text:
         what = "has blanks at its ends, or invisible characters"
         right = f"{quote(plain)}{otherwise}" if plain else "the name that virsh shows"

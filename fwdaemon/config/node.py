@@ -1,7 +1,7 @@
 """A value of the configuration together with its place, and the typed getters that read it.
 
 Getters record what is wrong in the document's `problems`, with the path of the bad value, and go on, so that one run
-tells everything. What they then return is a harmless stand-in (`None`, or a tuple without the bad element).
+reports everything. What they then return is a harmless stand-in (`None`, or a tuple without the bad element).
 """
 
 import re

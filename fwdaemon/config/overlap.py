@@ -16,7 +16,7 @@ from fwdaemon.core.text import quote
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, show_endpoint
 from fwdaemon.errors import Problem
 
-# Entries that claim the same, as problems: how many of them are told.
+# Entries that claim the same, as problems: how many of them are reported.
 MOST_CONFLICTS: Final = 100
 
 
@@ -72,7 +72,7 @@ def refuse_nat_contradictions(entry: NatEntry, fields: Mapping[str, Node]) -> No
 def refuse_unmatched(
     fields: Mapping[str, Node], asked: Admission | None, to: Collection[Address | Subnet], what: str
 ) -> None:
-    """Record sources of which nobody could connect to any of these addresses; `what` calls those."""
+    """Record sources of which none could connect to any of these addresses; `what` calls those."""
     if asked is None or not asked.sources or asked.sets:
         return
     sources, there = families_of(asked.sources), families_of(to)
@@ -320,7 +320,7 @@ def _describe(earlier: _Claim, later: _Claim) -> Problem:
 
 
 def _remedy(earlier: _Claim, later: _Claim) -> str:
-    """Say how two claims are told apart; those that lead to one place need not be two."""
+    """Say how two claims differ; those that lead to one place need not be two."""
     if _leads_to(earlier) == _leads_to(later):
         return "both lead to the same, so take it out of one of the two"
     if earlier.entry is later.entry:

@@ -21,7 +21,7 @@ from fwdaemon.errors import Problem
 SET_KEYS: Final = KEYS["set"]
 _ONE_OF: Final = ("addresses", "file", "external")
 _FILE: Final = "/etc/portfwd.d/blocklist.txt"
-# Plain in rules of any language; the longest that an ipset's name has room for, which is told by both its ends.
+# Plain in rules of any language; the longest that an ipset's name has room for, which is recognised by both its ends.
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,22}")
 _PREFIX: Final = "set:"
 _RATE: Final = re.compile(r"([1-9][0-9]{0,4})/([a-z]+)")
@@ -221,7 +221,7 @@ def _members(fields: Mapping[str, Node], key: str) -> tuple[tuple[Subnet, ...], 
         return (), ()
     node, example = fields[key], "203.0.113.0/24"
     if node.value == []:
-        why = _EMPTY if key == "sources" else "is empty, so nobody is kept out; name at least one, or remove it"
+        why = _EMPTY if key == "sources" else "is empty, so no one is kept out; name at least one, or remove it"
         node.refuse(why)
     members: tuple[Member, ...] = read_distinct(node.one_or_more(example), parse_member, example)
     subnets = tuple(member for member in members if not isinstance(member, SetName))

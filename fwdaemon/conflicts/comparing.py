@@ -1,4 +1,4 @@
-"""What exposures, or entries that may become some, take of what comes to this host, and from whom. Pure."""
+"""What exposures, or entries that may become some, take of what comes to this host, and from which clients. Pure."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -49,7 +49,7 @@ class Entry:
         return f"{port}/{protocol}" if self.protocol is None else str(port)
 
     def reaching(self, whence: str) -> str:
-        """Say what reaches whom: `connections from outside`, or only those that a restricted forward takes."""
+        """Say what is reached by what: `connections from outside`, or only those that a restricted forward takes."""
         return f"the {self.noun} that the forward takes" if self.is_restricted else f"{self.noun} {whence}"
 
     def sentence(self, what: str) -> str:
@@ -90,7 +90,7 @@ class Taking:
 
     @property
     def entry(self) -> Entry:
-        """What tells it from the takings of other port strings."""
+        """What distinguishes it from the takings of other port strings."""
         is_restricted = self.interface is not None or bool(self.sources)
         where = self.protocol, self.address, self.ports, self.interface
         return Entry(self.domain, self.origin, *where, is_restricted, self.yields)
@@ -182,7 +182,7 @@ def _takes_from(taking: Taking, socket: Listener, guest_subnets: Collection[Subn
             # Never "every address", and no forward can name one.
             return False
         case address if taking.interface is not None and any(address in subnet for subnet in guest_subnets):
-            # Whom guests ask there, no packet from another interface is for.
+            # No packet from another interface is for what guests ask there.
             return False
         case address:
             return taking.address in (None, address)
@@ -205,7 +205,7 @@ def _may_be_client(taking: Taking, socket: Listener, clients: PortRange) -> bool
 
 
 class Holder(NamedTuple):
-    """A process, by the name and number that the kernel tells, and one of its sockets."""
+    """A process, by the name and number that the kernel gives, and one of its sockets."""
 
     name: str
     protocol: Protocol
@@ -247,7 +247,7 @@ def listener_conflicts(found: Iterable[ShadowedListeners], names: Mapping[int, s
 
 
 def _holders(sockets: Iterable[Listener], names: Mapping[int, str]) -> Iterable[Holder]:
-    """Give each holder once for each port, sshd first: without it nobody gets in any more."""
+    """Give each holder once for each port, sshd first: without it no one gets in any more."""
 
     def name(socket: Listener) -> str:
         return names.get(socket.inode, "a process")
@@ -274,7 +274,7 @@ class Order(StrEnum):
     UNKNOWN = "unknown"
 
 
-# What follows from it, with what is on its way, and to whom.
+# What follows from it, with what is on its way, and where to.
 _FOLLOWS: Final = {
     Order.OURS: "but our rule comes first, so %s reach %s",
     Order.THEIRS: "and that comes first, so %s may not reach %s",
@@ -292,8 +292,8 @@ class ChainLocation:
     def order(self, other: Translation) -> Order:
         """Tell whose rule comes first.
 
-        Chains of one priority are called in the reverse order of their making (nf_hook_entries_grow), which nobody
-        tells; but in the table nat of iptables ours is the first rule of the chain.
+        Chains of one priority are called in the reverse order of their making (nf_hook_entries_grow), which no listing
+        shows; but in the table nat of iptables ours is the first rule of the chain.
         """
         if other.priority != self.priority:
             return Order.THEIRS if other.priority < self.priority else Order.OURS

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from fwdaemon.audit.journal import ARREARS
 from fwdaemon.config.model import Config
 from fwdaemon.config.names import NFT_NAME
 from fwdaemon.conflicts.comparing import (
@@ -25,7 +26,7 @@ from fwdaemon.conflicts.comparing import (
 )
 from fwdaemon.core.report import Conflict, Fault, FaultKind
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Address, Family, Listener, PortRange, PortSet, Subnet
+from fwdaemon.core.types import Address, Family, Job, Listener, PortRange, PortSet, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, ProcessError, shortage
 from fwdaemon.kernel.listeners import Holders, listeners
 from fwdaemon.kernel.memory import Beside
@@ -263,7 +264,7 @@ def _conflicts(
 ) -> Iterator[Conflict]:
     """Give who else has what `take` gives of the ports that are watched; `inner` are the subnets of guests."""
     local, sockets, foreign = others
-    # Most forwards are on ports that nobody else has anything to do with.
+    # Most forwards are on ports with which nothing else has to do.
     watched = PortSet(
         chain(
             (PortRange(socket.port, socket.port) for socket in sockets),
@@ -387,7 +388,7 @@ class BackgroundConflictWatch:
             self._turn.notify_all()
 
     def _found_now(self, wanted: _Wanted) -> tuple[Conflict | Fault, ...]:
-        with self._budgets.charged(wanted.origin, processor_time_here):
+        with ARREARS.during(Job.CONFLICTS), self._budgets.charged(wanted.origin, processor_time_here):
             return self._watch.find(wanted.desired, wanted.local, full=wanted.full, reloaded=wanted.reloaded)
 
     def _taken(self) -> _Wanted | None:

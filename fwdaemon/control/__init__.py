@@ -6,7 +6,7 @@ distributions do not ship it, so the little that is needed is here:
 
 - `protocol`: messages, to and from bytes, and the other end, for the commands. What can be called is described in
   `kvm.portfwd.Manager.varlink`.
-- `listener`: the socket in the file system with the credentials of its peers, and what tells whether a daemon runs.
+- `listener`: the socket in the file system with the credentials of its peers, and what shows whether a daemon runs.
 - `server`: clients, each within limits that keep it from affecting others.
 - `manager`: the methods, and the feed for clients that watch; `questions`: those that look at the whole host.
 """

@@ -1,7 +1,7 @@
 """The socket in the file system, and what says that a daemon runs: a lock beside it, and a name without a file.
 
 Both are held as long as their holder lives, however that ends. Who has them may take away a socket that is left there:
-nobody listens on it any more. The lock keeps daemons of two network namespaces from sharing one directory; the name
+no process listens on it any more. The lock keeps daemons of two network namespaces from sharing one directory; the name
 (`fwdaemon.control.listener`) stays when files are deleted.
 
 The group that may connect is named in an access control list, as the file's owner may write one; to give the file away
@@ -26,7 +26,7 @@ from fwdaemon.errors import PortfwdError, shortage
 _CREDENTIALS: Final = struct.Struct("=iII")
 _SO_PEERGROUPS: Final = 59  # asm-generic/socket.h; Python has no name for it
 _MOST_GROUPS: Final = 65536  # NGROUPS_MAX of linux/limits.h
-_NO_LOGIN: Final = str((1 << 32) - 1)  # of linux/audit.h: nobody logged in
+_NO_LOGIN: Final = str((1 << 32) - 1)  # of linux/audit.h: without a login
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def _supplementary(connection: socket.socket) -> frozenset[int]:
 # Files can be deleted while a daemon runs, and others then know nothing of it. So it also binds a name that no file
 # stands for (the abstract names of unix(7)): the kernel keeps it as long as the daemon lives. Any user can bind that
 # name first. So only a holder that runs as root counts, and where the name is taken the daemon binds a longer one that
-# nobody can guess. The kernel lists all of them.
+# cannot be guessed. The kernel lists all of them.
 _BACKLOG: Final = 128
 _NAMES: Final = Path("/proc/net/unix")
 
@@ -175,7 +175,7 @@ def _is_held_by_root(name: bytes) -> bool:
             return False
 
 
-# The kernel's listing of sockets, sock_diag(7), which tells the owner of each without a connection.
+# The kernel's listing of sockets, sock_diag(7), which gives the owner of each without a connection.
 _SOCK_DIAG, _BY_FAMILY = 4, 20  # NETLINK_SOCK_DIAG of linux/netlink.h, SOCK_DIAG_BY_FAMILY of linux/sock_diag.h
 # linux/unix_diag.h: a request for those that listen, with their names and owners; attributes follow 16 bytes.
 _WANTED: Final = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, 1 << 10, 0, 0x01 | 0x40, 0, 0)
@@ -183,7 +183,7 @@ _DIAG_BYTES, _DIAG_NAME, _DIAG_UID = 16, 0, 7
 
 
 def _belongs_to_root(name: bytes) -> bool:
-    """Tell whether a listening socket of root's has the name; False where the kernel tells no owners (before 5.3)."""
+    """Whether a listening socket of root's has the name; False where the kernel gives no owners (before 5.3)."""
     from fwdaemon.kernel.netlink import NetlinkSocket, attributes  # noqa: PLC0415 - a full queue is rare
 
     try:
@@ -316,7 +316,7 @@ def _file(found: os.stat_result) -> _File:
 
 
 def _access_list(group: int) -> bytes:
-    """Give the list that lets the owner and the members of a group connect, and nobody else."""
+    """Give the list that lets the owner and the members of a group connect, and no one else."""
     entries = (
         (_OWNER, _READ_AND_WRITE, _NOBODY),
         (_OWNING_GROUP, _NOTHING, _NOBODY),

@@ -33,10 +33,10 @@ from fwdaemon.control.protocol import (
     encoded,
     read_reply,
 )
-from fwdaemon.core.report import Change
+from fwdaemon.core.report import Change, Fault, FaultKind
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Origin
-from fwdaemon.errors import KernelError, PortfwdError, RefusedError
+from fwdaemon.core.types import Job, Origin
+from fwdaemon.errors import KernelError, PortfwdError
 from fwdaemon.hypervisor.link import ConnectionState
 from fwdaemon.kernel.memory import give_back
 from fwdaemon.kernel.process import Companion, Worker
@@ -46,7 +46,7 @@ from fwdaemon.status.model import LibvirtState, Row, Status, counts, problem_as_
 from fwdaemon.status.records import Feed, Records, Subscription
 from fwdaemon.status.reloads import Reloaded, Reloads
 from fwdaemon.status.rows import Facts, Readings, rows
-from fwdaemon.status.temporary import DEFAULT_S, OPEN_S, Wish
+from fwdaemon.status.temporary import DEFAULT_S, OPEN_S, DeclinedError, Wish
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Inquiries:
 class Changes:
     """What clients change besides the files: what is open for a while, and which configuration is confirmed.
 
-    `unavailable` tells what may not be opened.
+    `unavailable` gives what may not be opened.
     """
 
     standing: Standing
@@ -114,15 +114,15 @@ class Changes:
         return closed
 
     def confirm(self, by: str) -> None:
-        """Keep the configuration in force. Raises RefusedError."""
+        """Keep the configuration in force. Raises DeclinedError."""
         confirmation = self.standing.confirmation
         if not confirmation.waits:
-            was = "; it was not confirmed in time, and a reload loads it again" if confirmation.is_over else ""
-            raise RefusedError([f"no configuration waits to be confirmed{was}"])
+            is_over = confirmation.is_over
+            raise DeclinedError(Fault(FaultKind.CONFIRMED_TOO_LATE if is_over else FaultKind.NOTHING_TO_CONFIRM))
         try:
             confirmation.drop()
         except OSError as error:
-            raise RefusedError([f"it would come back after a restart: {error}"]) from error
+            raise DeclinedError(Fault(FaultKind.CONFIRMATION_NOT_KEPT, detail=str(error))) from error
         self.standing.keep()
         lines.confirmed(self.records.header(()).configuration.file, by)
         self.records.to_confirm(None)
@@ -144,7 +144,7 @@ class Manager:
         self._feed = feed
         self._ask = ask
         self.metrics: Callable[[], Awaitable[bytes]] = _no_metrics
-        self._counter, self._writer = Worker("status counters"), Worker("status")
+        self._counter, self._writer = Worker("status counters", Job.COUNTERS), Worker("status", Job.STATUS)
         self._questions = Questions(lambda: records.header(()).configuration.file)
         self._made: _Made | None = None
         self._counting: asyncio.Future[Readings] | None = None
@@ -233,8 +233,8 @@ class Manager:
 
     async def _reloaded(self, parameters: Parameters) -> bytes:
         result = await self._ask.reload(parameters.get("confirm_seconds"))
-        if result.refusal:
-            raise CallError(REFUSED, {"reasons": [result.refusal]})
+        if result.refusal is not None:
+            raise CallError(REFUSED, {"reasons": [lines.format_fault(result.refusal)]})
         if result.problems:
             problems = [problem_as_json(problem) for problem in result.problems]
             raise CallError(CONFIGURATION_REFUSED, {"problems": problems})
@@ -300,8 +300,8 @@ class Changing:
 def _refusals() -> Iterator[None]:
     try:
         yield
-    except RefusedError as error:
-        raise CallError(REFUSED, {"reasons": list(error.reasons)}) from error
+    except DeclinedError as error:
+        raise CallError(REFUSED, {"reasons": [*map(lines.format_fault, error.faults)]}) from error
 
 
 async def _no_metrics() -> bytes:
@@ -336,7 +336,7 @@ class Questions:
     """The methods, for the configuration whose file `main` gives."""
 
     def __init__(self, main: Callable[[], Path]) -> None:
-        self._main, self._worker, self._waiting = main, Worker("questions"), 0
+        self._main, self._worker, self._waiting = main, Worker("questions", Job.ANSWERS), 0
 
     def methods(self) -> dict[str, Method]:
         """Give them."""

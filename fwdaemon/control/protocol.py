@@ -157,7 +157,7 @@ _NAME: Final = "kvm-portfwd"
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One method: it has an `answer`, which may be `to` whoever asks, or a `stream` of them.
+    """One method: it has an `answer`, which may be `to` the peer that asks, or a `stream` of them.
 
     `takes` names its parameters that are strings, `lists` those that are arrays of strings. Those of `numbers` are
     whole numbers in the range given, those of `texts` strings that the pattern fits; both may be null or left out.
@@ -240,7 +240,7 @@ _CONNECT_S: Final = 5.0
 
 
 class NotRunningError(PortfwdError):
-    """Nobody listens on the control socket."""
+    """No daemon listens on the control socket."""
 
     def __init__(self, text: str = "the daemon is not running; start it with: systemctl start kvm-portfwd") -> None:
         super().__init__(text)

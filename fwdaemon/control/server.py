@@ -32,6 +32,7 @@ from fwdaemon.control.protocol import (
     read_call,
     reply,
 )
+from fwdaemon.core.types import Job
 from fwdaemon.errors import KernelError, PortfwdError
 from fwdaemon.kernel.memory import begun
 from fwdaemon.kernel.process import Worker
@@ -66,7 +67,7 @@ _LIMITS: Final = Limits()
 class ControlServer:
     """Serves root, and for reading the members of `group`, if any.
 
-    `peer` tells who is at the other end, and `sleep` waits.
+    `peer` is the process at the other end, and `sleep` waits.
     """
 
     def __init__(
@@ -209,7 +210,7 @@ class ControlSocket:
         self._listener = Listener(path)
         self._server = ControlServer(manager.service())
         # Groups may be kept on the network, which may not be there yet.
-        self._groups = Worker("group database")
+        self._groups = Worker("group database", Job.GROUPS)
         self._admitting: asyncio.Task[None] | None = None
         self._unasked = WarnOnce()
         self._is_open = self._has_admitted = False

@@ -37,7 +37,7 @@ class Rate:
 class Admission:
     """Who of those that an exposure would take may connect, and how often.
 
-    With `sources` or `sets`, only who is in one of them; `sets` and `denied` are names of sets. Nobody of `deny` and
+    With `sources` or `sets`, only who is in one of them; `sets` and `denied` are names of sets. No one of `deny` and
     `denied` may. One source address may open connections at this `rate`, and have `max_open` of them open; what is
     made of one `entry` for one guest is counted together.
     """
@@ -124,7 +124,7 @@ class SourceSet:
         return sum(map(len, self.parts.values()))
 
     def holds(self, address: Address) -> bool:
-        """Whether an address is in it; nobody is in an external one, as far as is known here."""
+        """Whether an address is in it; no address is in an external one, as far as is known here."""
         return self.network_of(address) is not None
 
     def network_of(self, address: Address) -> Subnet | None:
@@ -175,7 +175,7 @@ Place: TypeAlias = tuple[Family, str]
 
 
 class Ranges:
-    """Tells which addresses are in some ranges."""
+    """Knows which addresses are in some ranges."""
 
     def __init__(self, elements: Iterable[Element]) -> None:
         ordered = sorted(elements)
@@ -193,7 +193,7 @@ class Ranges:
 
 
 class Refusal(NamedTuple):
-    """Why somebody may not connect: he is in a `network` of `deny`, or a set, or, if not `denied`, in no source."""
+    """Why a client may not connect: it is in a `network` of `deny`, or a set, or, if not `denied`, in no source."""
 
     denied: bool
     name: str = ""
@@ -202,7 +202,7 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gatekeeper:
-    """Tells who is refused, from all that the configuration and other programs have in sets.
+    """Knows who is refused, from all that the configuration and other programs have in sets.
 
     `everywhere` is what holds for all exposures. `ranges` are what external sets hold.
     """

@@ -1,9 +1,10 @@
 """Exposures: whatever makes something reachable, which is a port forward, a 1:1 NAT or a route. Plain data.
 
-A kind says by itself what it is for, where it leads, whose it is and how that is told. How it is written as rules is
+A kind says by itself what it is for, where it leads, whose it is and how that is shown. How it is written as rules is
 the business of the backends.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2s
@@ -55,7 +56,7 @@ class Claim(NamedTuple):
     auto: bool = False
 
     def takes(self, protocol: Protocol | None, address: Address, port: int) -> bool:
-        """Whether it is for what goes to an address of the host and a port, whoever sends it."""
+        """Whether it is for what goes to an address of the host and a port, from any sender."""
         if self.auto and self.ports is None:
             return False
         if self.subnet is not None:
@@ -115,8 +116,8 @@ class _Exposure:
         """Name in plain letters what its limits count in: all that one entry opens for one guest has the same name."""
         claim, asked = self.claim, self.admission
         alone = () if asked is not None and asked.entry else (str(claim), claim.interface, *map(str, claim.sources))
-        told = (*self.owner, asked.entry if asked is not None else "", *alone)
-        return blake2s(repr(told).encode(), digest_size=6).hexdigest()
+        named = (*self.owner, asked.entry if asked is not None else "", *alone)
+        return blake2s(repr(named).encode(), digest_size=6).hexdigest()
 
     def listens_at(self) -> str:
         """Where it listens, for people and the audit: `tcp 198.51.100.7:8443`."""
@@ -176,7 +177,7 @@ class ConnectionLog(NamedTuple):
 class LoggedConnection:
     """A connection of a forward that began, or with `ended` one that did.
 
-    `client` sent it to `listen`, from a port that is `None` where only a part of the address is told, and `target` is
+    `client` sent it to `listen`, from a port that is `None` where only a part of the address is logged, and `target` is
     the guest's side. `number` is the kernel's for it. It took so many `seconds`, `None` where its begin is not known,
     and carried `size` bytes both ways, `None` where the kernel does not count.
     """
@@ -230,7 +231,7 @@ class Forward(_Translated):
     log: ConnectionLog | None = None
 
     def __hash__(self) -> int:
-        """Hash what tells forwards apart and is hashed fast: sets of thousands are made of them, even of one port."""
+        """Hash what distinguishes forwards and is hashed fast: sets of thousands are made of them, even of one port."""
         listen = 0 if self.listen is None else int(self.listen)
         source = int(self.sources[0].network_address) if self.sources else 0
         return hash((self.domain, self.ports.first, self.ports.last, self.interface, listen, source))
@@ -257,7 +258,7 @@ class Nat(_Translated):
     """One live 1:1 NAT: `public` maps one-to-one to the guest at `target`: all protocols and ports, in and out.
 
     `assign` is the interface of the host that is to hold `public`. `mac` is what the guest's own packets come from.
-    Where the `admission` names some who may connect, all others are refused: nobody else answers at that address. The
+    Where the `admission` names some who may connect, all others are refused: nothing else answers at that address. The
     rest is as in `Forward`.
     """
 
@@ -282,7 +283,7 @@ class Nat(_Translated):
 
     @property
     def renaming(self) -> Renaming:
-        """What tells the connections that the guest opens."""
+        """By what the connections that the guest opens are known."""
         return self.target, self.public
 
     @property
@@ -339,3 +340,8 @@ class Route(_Exposure):
 
 
 Exposure: TypeAlias = Forward | Nat | Route
+
+
+def in_order(exposures: Collection[Exposure]) -> list[Exposure]:
+    """Give exposures in the order in which the audit lists them."""
+    return sorted(exposures, key=lambda exposure: (exposure.owner, exposure.listens_at()))

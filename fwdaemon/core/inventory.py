@@ -121,7 +121,7 @@ class Move(Enum):
 class Domain:
     """A domain libvirt knows. `running` says that its CPUs run on this host, and includes paused.
 
-    `returning` says of one that was running that it may be rebooting, as far as libvirt tells how it ended.
+    `returning` says of one that was running that it may be rebooting, as far as libvirt says how it ended.
     The interfaces of others are not looked at, but for those that are on the `move`.
     `rank` counts the URIs ahead of the one that knows it, in the order of the configuration. `metadata` is what its
     definition asks for; of a domain that has ended, what it asked for last. `instance` is libvirt's number of this run
@@ -146,8 +146,8 @@ class Network:
     `own_bridge` says that libvirt made the bridge for it; otherwise it is one of the host, which may lead out.
     `forwards` says that libvirt has the host forward packets for it: its mode is nat, route or open. `unfiltered` says
     that libvirt refuses none of them: its mode is open, or the bridge is one of the host. `closed` are the families in
-    which it lets nobody in from elsewhere: both of an isolated network, and those that are hidden behind the host.
-    `uuid` is `None` where nobody told it, `rank` is as in `Domain`.
+    which it lets no one in from elsewhere: both of an isolated network, and those that are hidden behind the host.
+    `uuid` is `None` where it is not known, `rank` is as in `Domain`.
     """
 
     name: str
@@ -300,8 +300,8 @@ class Hindrance:
     one that is missed. `names` are other domains, the network or the parent of macvtap, `subnets` the guest's own.
     `ports` are those that are claimed at `origin`, or of which none is free. Of what is not allowed, `origin` is the
     `[[allow]]` that comes closest, and `names` are each key of it that does not cover a value, followed by that; of
-    many, the first ones and then how many `more`. Of what is claimed already, they are where, and by whom; neither
-    where a process of the host has it.
+    many, the first ones and then how many `more`. Of what is claimed already, they are where, and by which domain;
+    neither where a process of the host has it.
     """
 
     kind: HindranceKind
@@ -316,7 +316,7 @@ class Hindrance:
 
     @property
     def is_claimed(self) -> bool:
-        """Whether an address is named, and not believed: that tells more than that there is none."""
+        """Whether an address is named, and not believed: that says more than that there is none."""
         return self.kind in _CLAIMED
 
 
@@ -373,7 +373,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class HijackedAddress:
-    """An address that the configuration or a DHCP server gave to domain `owner`, and that somebody else answers for.
+    """An address that the configuration or a DHCP server gave to domain `owner`, and that another machine answers for.
 
     `rightful` is the entry as it was before; `taker` is the domain that answers, `None` where no guest here does.
     """

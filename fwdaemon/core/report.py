@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum, StrEnum
-from typing import NamedTuple, Protocol, TypeAlias
+from enum import StrEnum
+from typing import Protocol, TypeAlias
 
 from fwdaemon.core.exposures import Exposure, Renaming
 from fwdaemon.core.inventory import HijackedAddress, Hindrance
@@ -80,7 +80,7 @@ class ActorKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who changed something: a process and its number, as far as the kernel tells; `link` is what was changed."""
+    """Who changed something: a process and its number, as far as the kernel reports it; `link` is what was changed."""
 
     kind: ActorKind
     process: str = ""
@@ -144,6 +144,18 @@ class FaultKind(StrEnum):
     LOOPBACK_PORTS = "loopback-ports"  # how many ports
     LOOPBACK_PORT = "loopback-port"  # protocol, port, address and domain
     LOOPBACK_PORT_TAKEN = "loopback-port-taken"  # the same
+    TOO_MANY_OPEN = "too-many-open"  # how many may be
+    NOTHING_OPEN = "nothing-open"
+    NO_AUTO_PORTS = "no-auto-ports"
+    PORT_TAKEN = "port-taken"  # where it listens; the text is what hinders it
+    PORT_ASSIGNED = "port-assigned"  # the same
+    PORT_UNKNOWN = "port-unknown"  # the same
+    NOT_KEPT = "not-kept"  # a file
+    BEFORE_NOT_KEPT = "before-not-kept"
+    BEFORE_NOT_KEPT_IN_TIME = "before-not-kept-in-time"
+    NOTHING_TO_CONFIRM = "nothing-to-confirm"
+    CONFIRMED_TOO_LATE = "confirmed-too-late"
+    CONFIRMATION_NOT_KEPT = "confirmation-not-kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +180,15 @@ class Conflict(Protocol):
 
 AnyFault: TypeAlias = Fault | Namesake | Unchosen | HijackedAddress | Conflict
 """All that is listed as a problem."""
+
+
+class Closing(StrEnum):
+    """Why what was open for a while is closed, and by whom or what."""
+
+    ASKED = "asked"  # a client
+    OVER = "over"
+    CLAIMED = "claimed"  # where an entry stands that claims the same
+    LACKING = "lacking"  # the configuration has not what it takes
 
 
 class NoteKind(StrEnum):
@@ -340,21 +361,6 @@ def fault_of(error: Exception) -> Fault:
 # Where libvirt writes its rules: a chain linked from iptables' FORWARD, or a table of its own.
 LIBVIRT_CHAIN = "LIBVIRT_FWI"
 LIBVIRT_TABLE = "libvirt_network"
-
-
-class Presence(IntEnum):
-    """What libvirt has in a rule system; the more, the surer it is that its rules are there and not elsewhere."""
-
-    NOTHING = 0
-    CHAINS = 1  # in a table of iptables'
-    TABLE = 2  # one of its own
-
-
-class Stamp(NamedTuple):
-    """Something of a rule system that is another after a change; only if `certain`, it is so after each."""
-
-    value: object
-    certain: bool
 
 
 # What one reconcile did: for the audit, the status, the metrics and the stream of changes.

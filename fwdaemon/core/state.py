@@ -146,7 +146,7 @@ class Desired:
     those we know, that are to let labelled connections through; jumps to chains that a pattern of `behind` names stay
     ahead of our rule there.
     `inside` are the bridges that libvirt made for networks whose guests it lets out, as far as they do not lead away;
-    into those that are `closed`, and those of isolated networks among them, it lets nobody. `forwarded` names the
+    into those that are `closed`, and those of isolated networks among them, it lets no one. `forwarded` names the
     active networks for which libvirt itself wants packets of a family forwarded. In `confined` families we turn
     forwarding on, or have done so: what libvirt does not want forwarded for its networks is refused there, as it was
     not forwarded before. Frames within `bridging` bridges pass the same chains, and are none of that. Interfaces that
@@ -155,8 +155,8 @@ class Desired:
     that were ended. `expanded` are the entries of patterns and with automatic ports, each for one domain. `remarks` are
     of what is there and does not count, and of entries that work for now. On `guest_paths`, chains of others that would
     refuse libvirt's own guests are to leave the decision to libvirt. `sets` are the named sets of sources that there
-    are. Whom `barred` denies may connect to nothing. With `counts_down`, rules that know one clock alone ask a set as
-    well: it is empty once an end has come by another.
+    are. Clients that `barred` denies may connect to nothing. With `counts_down`, rules that know one clock alone ask a
+    set as well: it is empty once an end has come by another.
 
     Two states that follow each other share nearly all exposures, as the same objects in sets, whose operations neither
     hash nor compare them anew. What follows from all of them is worked out once.
@@ -277,7 +277,7 @@ class Desired:
 
     @cached_property
     def limited(self) -> tuple[Exposure, ...]:
-        """The exposures that not everybody may connect to whom they would take, or not as often as he likes."""
+        """The exposures to which not every client that they would take may connect, or not as often as it likes."""
         return tuple(filter(_admission, self.exposures))
 
     @cached_property
@@ -298,7 +298,7 @@ class Desired:
         return {item.name: item for item in self.sets if item.external or item.name in names}
 
     def gatekeeper(self, ranges: Mapping[Place, Ranges] | None = None) -> Gatekeeper | None:
-        """Give what tells who may not connect, with what others have in sets; `None` where everybody may."""
+        """Give what knows who may not connect, with what others have in sets; `None` where all may."""
         if self.barred is None and not self.limited:
             return None
         return Gatekeeper({item.name: item for item in self.sets}, self.barred, ranges or {})
@@ -392,7 +392,7 @@ class Counted(Generic[_Counter]):
 class Dropped(NamedTuple):
     """First packets that were dropped: by exposure, for `deny` of addresses and limits, and by the set that denied.
 
-    Those over a limit are told by source too, for what exposures are `counted_as`, as long as the source is counted.
+    Those over a limit are counted by source too, for what exposures are `counted_as`, as long as the source is counted.
     """
 
     by_exposure: Mapping[Exposure, int] = MappingProxyType({})

@@ -110,7 +110,7 @@ def printable(text: str) -> str:
 
 
 def is_interface_name(name: str) -> bool:
-    """Whether a name that libvirt or the kernel told may stand in a rule of any language as one plain interface."""
+    """Whether a name from libvirt or the kernel may stand in a rule of any language as one plain interface."""
     return _INTERFACE.fullmatch(name) is not None
 
 
@@ -138,7 +138,7 @@ def rule_lines(save: str) -> Iterator[str]:
 
 
 def unquoted(rule: str) -> str:
-    """Give a rule that `iptables-save` printed with nothing in its quotes, where all is somebody's own text."""
+    """Give a rule that `iptables-save` printed with nothing in its quotes, where all is free text."""
     return _QUOTED.sub('""', rule)
 
 

@@ -262,6 +262,39 @@ class FleetState:
     held: tuple[Address, ...] = ()
 
 
+class Job(StrEnum):
+    """Work that is done beside all other, as it may take long; some of it is `about` something, named behind it."""
+
+    AGENTS = "agents"  # the URI of their domains
+    ANSWERS = "answers"
+    CONFIGURATION = "configuration"
+    CONFLICTS = "conflicts"
+    CONNECTIONS = "connections"
+    COUNTERS = "counters"
+    EXTERNAL_SETS = "external-sets"
+    GROUPS = "groups"
+    INVENTORY = "inventory"
+    LAST_GOOD = "last-good"
+    LIBVIRT = "libvirt"  # a URI
+    LOG = "log"
+    LOOPBACK = "loopback"
+    METRICS = "metrics"
+    PROBES = "probes"
+    RECONCILE = "reconcile"
+    SETS = "sets"
+    STATUS = "status"
+    SYSTEMD = "systemd"
+    TEMPORARY = "temporary"
+
+
+class Late(NamedTuple):
+    """A job that has gone on for longer than it should take, in seconds so far."""
+
+    job: Job
+    about: str
+    seconds: float
+
+
 # What has to do with a range of ports is found without looking at everything.
 _T = TypeVar("_T")
 
@@ -303,3 +336,18 @@ class PortSet:
         """Tell of each range whether it has one of them; there may be thousands, nearly all of one port."""
         marks, ends = self._marks, map(attrgetter("first", "last"), ranges)
         return [marks[first] > 0 if first == last else marks.find(1, first, last + 1) >= 0 for first, last in ends]
+
+
+class Presence(IntEnum):
+    """What libvirt has in a rule system; the more, the surer it is that its rules are there and not elsewhere."""
+
+    NOTHING = 0
+    CHAINS = 1  # in a table of iptables'
+    TABLE = 2  # one of its own
+
+
+class Stamp(NamedTuple):
+    """Something of a rule system that is another after a change; only if `certain`, it is so after each."""
+
+    value: object
+    certain: bool

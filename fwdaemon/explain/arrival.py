@@ -81,7 +81,7 @@ def _refuse_unheld(address: Address, port: int) -> None:
     if address.is_unspecified:
         raise UsageError(f"{address} stands for every address; write :{port} to ask about one of them")
     if address.is_multicast or address == _BROADCAST:
-        raise UsageError(f"{address} is a group's, to which nobody can connect; write an address that one machine has")
+        raise UsageError(f"{address} is a group's, to which no one can connect; write an address that one machine has")
     if address.version == _SIX and address.is_link_local:
         raise UsageError(f"{address} is valid on one link only, and no entry takes it; write another address")
 
@@ -131,7 +131,7 @@ _ANYWHERE: Final[Mapping[Family, Address]] = {
 class Arrival:
     """A connection as it comes to the host.
 
-    `source` is `None` for somebody outside, for whom `stand_in` is an address that the kernel can be asked about.
+    `source` is `None` for a client outside, for which `stand_in` is an address that the kernel can be asked about.
     `came_in` is empty for a connection that the host itself opens.
     """
 
@@ -260,7 +260,7 @@ def _chosen(request: Request, preferred: Iterable[Address], held: Sequence[HostA
 
 
 def _outside(address: Address, held: Sequence[HostAddress], bridges: Collection[str]) -> str | None:
-    """Give the interface that faces a client outside, where the address tells."""
+    """Give the interface that faces a client outside, where the address shows it."""
     holder = device_of(address, held)
     if holder is None and (own := facing(address, held)) is not None:
         holder = own.device
@@ -337,7 +337,7 @@ class Claim:
 
 
 def claims_on(config: Config, arrival: Arrival) -> list[Claim]:
-    """List the claims on a connection's address and port, whoever may connect; the one that goes first first."""
+    """List the claims on a connection's address and port, for any clients; the one that goes first first."""
     forwards = [claim for claim in _forwards(config) if _is_meant(claim, arrival.protocol, arrival.port)]
     return [
         *(claim for claim in forwards if arrival.address in claim.listen),
@@ -347,7 +347,7 @@ def claims_on(config: Config, arrival: Arrival) -> list[Claim]:
 
 
 def preferred_addresses(config: Config, request: Request, held: Sequence[HostAddress]) -> Iterator[Address]:
-    """Give the addresses that somebody means who asks for a port alone, if entries tell."""
+    """Give the addresses that are meant by a port alone, if entries name them."""
     meant = [claim for claim in _forwards(config) if _is_meant(claim, request.protocol, request.port)]
     for claim in meant:
         yield from claim.listen

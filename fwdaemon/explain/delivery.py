@@ -175,7 +175,7 @@ class Delivery:
         return wrong("hairpin", text, Cause.HAIRPIN_OFF, remedies.set_hairpin(port))
 
     def _back(self, target: Target, packets: frozenset[Packet], device: str) -> Iterator[Step]:
-        """Follow the answer; only chains that let the question through, but not the answer, are told."""
+        """Follow the answer; only chains that let the question through, but not the answer, are shown."""
         answers = frozenset(self._answer(target, packet, device) for packet in packets)
         end = remedies.End(target.address, target.number, back=True)
         for hook in (

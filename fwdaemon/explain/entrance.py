@@ -36,7 +36,7 @@ from fwdaemon.rulesets.packet import (
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Tells what chains' judgements mean for one connection.
+    """Says what chains' judgements mean for one connection.
 
     `daemon_runs` decides who is to mend a gate; `main` is the main file of the configuration. `is_guests` says that a
     guest opens it, and `has_path` that `keep_guests_online` is for the way it takes.
@@ -50,7 +50,7 @@ class Judge:
     has_path: bool = False
 
     def steps(self, passages: Iterable[Passage], end: remedies.End) -> Iterator[Step]:
-        """Give a step for each chain; `end` tells the packets of this connection from others there."""
+        """Give a step for each chain; `end` distinguishes the packets of this connection from others there."""
         for passage in passages:
             yield self._step(passage, end)
 
@@ -68,7 +68,7 @@ class Judge:
                 said = f"{text} refuses: {_format_culprit(culprit)}"
                 return Step(chain.hook, StepState.WRONG, said, cause, remedy, passage)
             case Judgement.MAY_REFUSE, RuleLocation() as culprit:
-                said = f"{text} may refuse, which cannot be told from here: {_format_culprit(culprit)}"
+                said = f"{text} may refuse, which cannot be decided from here: {_format_culprit(culprit)}"
                 doubt = f"{describe(chain)} may refuse it"
                 return Step(chain.hook, StepState.UNKNOWN, said, None, doubt, passage)
         return Step(chain.hook, StepState.FINE, text, passage=passage)
@@ -343,7 +343,7 @@ class Entrance:
         return wrong("translation", text, Cause.TAKEN, self._exception(chain))
 
     def _exception(self, chain: BaseChain) -> str:
-        """Tell how to have a chain leave the connection alone, but not that of clients whom other rules of it stop."""
+        """Say how to have a chain leave the connection alone, but not that of clients which other rules of it stop."""
         asks = asks_who(chain, [self._context.arrival.packet()], self._context.around)
         exception = remedies.except_within if asks else remedies.except_from
         return exception(chain, self._end, self._context.arrival.protocol)

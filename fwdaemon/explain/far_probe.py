@@ -40,7 +40,7 @@ _ARP_SENDER_AT, _ARP_WANTED_AT = 14, 24
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where in a frame a family keeps what tells a packet, and how a ping is written."""
+    """Where in a frame a family keeps what identifies a packet, and how a ping is written."""
 
     domain: socket.AddressFamily
     ether_type: int
@@ -66,7 +66,7 @@ LAYOUTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What tells this probe from earlier ones, and from what a client at its address has to do with the guest.
+    """What distinguishes this probe from earlier ones, and from what a client at its address has to do with the guest.
 
     `ours` is the port that is asked from, `port` the guest's; `ident` are identifier and number of the ping.
     """

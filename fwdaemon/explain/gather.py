@@ -1,4 +1,4 @@
-"""Asks the host: the kernel, its rule systems, its processes. Whoever runs it should be root."""
+"""Asks the host: the kernel, its rule systems, its processes. It should be run by root."""
 
 import errno
 import re
@@ -159,7 +159,7 @@ class Kernel:
         return next((int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit() and _is_daemon(entry)), None)
 
     def ranges(self, names: Collection[str]) -> Mapping[Place, Ranges]:
-        """See `World.ranges`; a set that is not there holds nobody."""
+        """See `World.ranges`; a set that is not there is empty."""
         found: dict[Place, Ranges] = {}
         for family, name in product(Family, names):
             elements: list[Element] = []
@@ -212,7 +212,7 @@ class Kernel:
         return ask_from_afar(address, port, device, source)
 
     def _is_there(self, address: Address) -> bool:
-        """Whether somebody on the link answers for an address that was just asked for."""
+        """Whether a machine on the link answers for an address that was just asked for."""
         return self.route(address).gateway is not None or answers_now(address)
 
     @cached_property

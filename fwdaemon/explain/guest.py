@@ -1,4 +1,4 @@
-"""The steps that libvirt is asked about: the domain, its address and who told it, where it is plugged in. Pure.
+"""The steps that libvirt is asked about: the domain, its address and the source of that, where it is plugged in. Pure.
 
 A guest may also be who connects; then these steps come first.
 """

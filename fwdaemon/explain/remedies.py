@@ -42,7 +42,7 @@ def write(what: str, origin: Origin) -> str:
 
 
 def claim_port(near: Claim | None, arrival: Arrival, file: str) -> str:
-    """Tell how to have a port forwarded that nobody claims."""
+    """Say how to have a port forwarded that no entry claims."""
     if near is None or near.mapping is None:
         return f"Write a [[forward]] with this port into {file}, and {RELOAD}."
     mapping = near.mapping

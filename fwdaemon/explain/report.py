@@ -1,4 +1,4 @@
-"""What is asked of the host on the way, and what is told in the end: the steps of the walk, and one sentence. Pure."""
+"""What is asked of the host on the way, and what is said in the end: the steps of the walk, and one sentence. Pure."""
 
 import json
 import re
@@ -335,7 +335,7 @@ class World(Interface):
         ...
 
     def holder(self, listener: Listener) -> str | None:
-        """Name the process that holds a socket, where that can be told."""
+        """Name the process that holds a socket, where that is known."""
         ...
 
     def chains(self) -> Sequence[BaseChain]:

@@ -1,4 +1,4 @@
-"""Tells the whole way of a connection, step by step. Pure, but for the `World` it asks."""
+"""Follows the whole way of a connection, step by step. Pure, but for the `World` it asks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

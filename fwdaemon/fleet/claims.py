@@ -2,7 +2,7 @@
 
 A claim is a key with a lease, made by a transaction, so that etcd knows of one holder at a time. What keeps two hosts
 from having an address at once is the clock of the holder: it lets go before etcd could give the address to another,
-whether or not it hears of that. CLOCK_BOOTTIME counts while the host sleeps, and nobody can set it (clock_gettime(2)).
+whether or not it hears of that. CLOCK_BOOTTIME counts while the host sleeps, and it cannot be set (clock_gettime(2)).
 """
 
 import json
@@ -36,8 +36,8 @@ _LEAST_S: Final = 1.0
 class Timing:
     """All in seconds: a lease holds for `lease`, is renewed each `renew`, and is trusted until `margin` before its end.
 
-    Each `compare`, the number of keys and the newest of them are compared with what the watch has told, each `relist`
-    everything. What failed is tried again after `again`, and after `again_at_most` in the end.
+    Each `compare`, the number of keys and the newest of them are compared with what the watch has reported, each
+    `relist` everything. What failed is tried again after `again`, and after `again_at_most` in the end.
     """
 
     lease: int = 15
@@ -70,12 +70,12 @@ class Holder:
 
     @classmethod
     def read(cls, value: bytes) -> "Holder":
-        """Read that; what cannot be read is somebody else."""
+        """Read that; what cannot be read is another host."""
         try:
             found = json.loads(value)
             return cls(str(found["host"]), str(found["run"]))
         except (ValueError, KeyError, TypeError, RecursionError):
-            return cls("somebody unknown", "")
+            return cls("an unknown host", "")
 
 
 def claim_key(prefix: str, address: Address) -> bytes:
@@ -84,7 +84,7 @@ def claim_key(prefix: str, address: Address) -> bytes:
 
 
 def claims_in(prefix: str, items: Iterable[Item]) -> dict[Address, Item]:
-    """Give the claims among keys, by address; one that names no address is nobody's."""
+    """Give the claims among keys, by address; one that names no address is left out."""
     start, found = f"{prefix}/{CLAIMS}".encode(), dict[Address, Item]()
     for item in items:
         if item.key.startswith(start):
@@ -98,7 +98,7 @@ def claims_in(prefix: str, items: Iterable[Item]) -> dict[Address, Item]:
 class Claims:
     """What this host may have, wants and has. Safe to use from any thread; it calls `wake` when it wants another.
 
-    It is recorded in /run, so that a daemon that is started again goes on with it: whoever it was, it was this host.
+    It is recorded in /run, so that a daemon that is started again goes on with it: it was this host in any case.
     """
 
     def __init__(self, record: OwnedStateFile, clock: Callable[[], float] = boottime) -> None:
@@ -127,7 +127,7 @@ class Claims:
             self._write()
 
     def give_back(self, address: Address) -> None:
-        """Note that one is not ours any more, which nobody here needs."""
+        """Note that one is not ours any more, and not needed here."""
         with self._lock:
             self._held.pop(address, None)
             self._write()
@@ -172,7 +172,7 @@ class Claims:
             return tuple(sorted(filter(self._has, self._held), key=lambda address: (address.version, address)))
 
     def superfluous(self, ours: Iterable[Address]) -> list[Address]:
-        """Give those of our claims that nobody needs here, and the kernel has no more."""
+        """Give those of our claims that are not needed here, and the kernel has no more."""
         applied = self._applied
         return [] if applied is None else [item for item in ours if item not in applied and item not in self._wanted]
 

@@ -314,7 +314,7 @@ class Watch:
             self._connection.close()
 
     def close(self) -> None:
-        """End it: whoever waits for a batch gets an error."""
+        """End it: a thread that waits for a batch gets an error."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 

@@ -299,7 +299,7 @@ class Member:
     # --- claims --------------------------------------------------------------------------------------------------
 
     def _claim(self) -> None:
-        """Take what guests here need and nobody has, and give back what nobody here needs. Raises EtcdError."""
+        """Take what guests here need and no host has, and give back what is not needed here. Raises EtcdError."""
         claims, lease = claims_in(self._prefix, self._items.values()), self._claims.lease
         ours = {address: item for address, item in claims.items() if self._is_ours(item)}
         for address in sorted(self._claims.wanted, key=str):

@@ -89,7 +89,7 @@ class HairpinPorts:
         self._looked: frozenset[str] | None = frozenset()
 
     def apply(self, desired: Desired, *, full: bool = True) -> ApplyResult:
-        """Set what exposures need; reset what we set before and nobody needs now.
+        """Set what exposures need; reset what we set before and is not needed now.
 
         Unless `full`, ports that were needed before are not looked at again.
 
@@ -243,7 +243,7 @@ def _turned_off(line: bytes) -> Setting | None:
 
 
 class Renamings:
-    """Records them, and tells once what an earlier run recorded: where its entries and its rules went, those are left.
+    """Records them, and gives once what an earlier run recorded: where its entries and its rules went, those are left.
 
     What is left stays on record until the second time, so that a run that ends before it has ended connections leaves
     that to the next one.
@@ -274,7 +274,7 @@ class SystemHostNetwork:
 
     `refused` names the families in which rules refuse what the host did not forward before us. `directory` is where
     what the kernel does not attribute to us is kept. What is done because of guests takes from `guests`.
-    `seconds` tells for how long public addresses may be held.
+    `seconds` says for how long public addresses may be held.
     """
 
     def __init__(
@@ -315,7 +315,7 @@ class SystemHostNetwork:
         return desired.confining(confined, bridged, switched)
 
     def release(self, desired: Desired) -> None:
-        """Take back, before the rules change, what without them would lead to the host itself or to nobody."""
+        """Take back, before the rules change, what without them would lead to the host itself or nowhere."""
         if self._held - desired.nats:
             self._held &= desired.nats
             self._addresses.apply(self._held)

@@ -11,10 +11,11 @@ from concurrent.futures import Future
 from threading import Thread
 from typing import Final
 
+from fwdaemon.audit.journal import ARREARS
 from fwdaemon.core.exposures import Forward
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Protocol
+from fwdaemon.core.types import Job, Protocol
 from fwdaemon.errors import KernelError, shortage
 from fwdaemon.hostnet.local_relays import Allowance, Duty, Endpoint, TcpRelay, UdpRelay, Want, duties
 from fwdaemon.kernel.process import budget_of_guests
@@ -30,7 +31,7 @@ _LATE: Final = Fault(FaultKind.LOOPBACK_BUSY)
 class LocalProxy:
     """Listens while something is to be answered, and not otherwise; what is taken by others is tried again.
 
-    Datagrams that nobody asked for take from `guests`.
+    Datagrams that no client asked for take from `guests`.
     """
 
     def __init__(self, guests: Budget | None = None) -> None:
@@ -67,7 +68,7 @@ class LocalProxy:
             thread.join(_CLOSE_S)
 
     def _end(self) -> None:
-        """Have the loop end, which nobody waits for."""
+        """Have the loop end, without waiting for it."""
         if self._running is not None:
             self._running[0].call_soon_threadsafe(self._running[0].stop)
         self._running = self._asked = self._under_way = None
@@ -82,6 +83,8 @@ class LocalProxy:
         if self._running is None:
             self._running = _started()
         self._under_way = asyncio.run_coroutine_threadsafe(self._relays.apply(wanted), self._running[0])
+        done = ARREARS.begin(Job.LOOPBACK)
+        self._under_way.add_done_callback(lambda _: done())
         try:
             return self._under_way.result(_PATIENCE_S)
         except TimeoutError:

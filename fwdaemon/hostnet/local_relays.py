@@ -40,7 +40,7 @@ class Allowance:
 
 
 class Want:
-    """Tells that no descriptor is left for who connects: once what comes of it, and once when it is over."""
+    """Reports that no descriptor is left for who connects: once what comes of it, and once when it is over."""
 
     def __init__(self, comes_of_it: str) -> None:
         self._comes_of_it = comes_of_it
@@ -236,7 +236,7 @@ def bound(endpoint: Endpoint, kind: int) -> socket.socket:
     opened = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
-        if kind == socket.SOCK_STREAM:  # what is left of connections that ended is nobody listening
+        if kind == socket.SOCK_STREAM:  # what is left of connections that ended does not listen
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -376,7 +376,7 @@ class _Conversation:
         self._loop.add_reader(self._socket, self._receive)
 
     def _receive(self) -> None:
-        """Pass on what the guest says; when nobody asks, no more than the budget allows. The kernel drops the rest."""
+        """Pass on what the guest says; without a request, no more than the budget allows. The kernel drops the rest."""
         unasked = self._loop.time() > self.active_at + _ASKED_FOR_S
         with self._relay.guests.charged(time.thread_time, enabled=unasked):
             self._pass_on()
@@ -392,7 +392,7 @@ class _Conversation:
 
 @contextmanager
 def _what_is_there() -> Iterator[None]:
-    """Take what can be had: a datagram may be lost, and an error is one that the other end told us."""
+    """Take what can be had: a datagram may be lost, and an error is one that the other end sent."""
     try:
         yield
     except OSError:

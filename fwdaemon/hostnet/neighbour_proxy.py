@@ -257,7 +257,7 @@ class _Entries:
                     del self._held[entry]
 
     def apply(self, kernel: Rtnetlink, places: _Places, wanted: frozenset[Proxied], *, first: bool) -> ApplyResult:
-        """Make the entries that are missing or were changed, and remove those of ours that nobody needs."""
+        """Make the entries that are missing or were changed, and remove those of ours that are not needed."""
         at = {route: place for place, routes in places.items() for route in routes}
         needed = {ProxyEntry(item.address, at[item.route][1]): item for item in wanted if item.route in at}
         known = {entry: held for family in Family for entry, held in proxy_entries(kernel, family).items()}
@@ -345,7 +345,7 @@ def _place(kernel: Rtnetlink, route: Route) -> tuple[str, int]:
 
     Raises:
         KernelError: there is none, or the addresses are not routed to the network. To answer for them would then take
-            them away from whoever has them.
+            them away from the machine that has them.
 
     """
     name = route.proxy or ""

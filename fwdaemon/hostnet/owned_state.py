@@ -122,7 +122,7 @@ class Switched:
 
 @dataclass(frozen=True, slots=True)
 class _Former:
-    """What an interface had before; `index` tells it from a later one of the same name."""
+    """What an interface had before; `index` distinguishes it from a later one of the same name."""
 
     index: int
     value: str
@@ -172,7 +172,7 @@ class SysctlOverrides:
         return switched
 
     def release(self, needed: Collection[str]) -> Switched:
-        """Put back where it is not needed. What somebody has changed since stays as it is."""
+        """Put back where it is not needed. What others have changed since stays as it is."""
         self._forget_gone()
         return self._done(sorted(self._former.keys() - needed), self._put_back, Switched())
 

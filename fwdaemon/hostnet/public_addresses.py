@@ -29,7 +29,7 @@ from fwdaemon.kernel.rtnl_links import (
     renew_address,
 )
 
-# Tells the neighbours on a link that an address is here now, in case they know it elsewhere.
+# Announces to the neighbours on a link that an address is here now, in case they know it elsewhere.
 _log = logging.getLogger(__name__)
 
 _ETH_P_ARP, _ETH_P_IPV6 = 0x0806, 0x86DD
@@ -39,7 +39,7 @@ _EVERYBODY = b"\xff" * 6
 def announce(interface: str, address: Address) -> None:
     """Send a gratuitous ARP, or an unsolicited neighbour advertisement, for an address of an interface.
 
-    Where there is no link, or one without MAC addresses, there is nobody to tell.
+    Where there is no link, or one without MAC addresses, there is nothing to announce to.
     """
     try:
         with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
@@ -53,7 +53,7 @@ def announce(interface: str, address: Address) -> None:
 
 
 def _packets(interface: str, address: Address, mac: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Give each packet with its protocol and to whom it goes."""
+    """Give each packet with its protocol and its destination."""
     match address:
         case IPv4Address():
             for packet in gratuitous_arps(address, mac):
@@ -84,7 +84,8 @@ def unsolicited_advertisement(address: IPv6Address, mac: bytes, *, is_router: bo
     return advertisement.packed()
 
 
-# Tells guests that have just come where their gateway is: at this host, whose bridge has a MAC address of its own.
+# Announces to guests that have just come where their gateway is: at this host, whose bridge has a MAC address of its
+# own.
 #
 # A guest that was migrated here still sends to the bridge of the host it left, until what it knows of its gateway has
 # run out. A guest that only sends, such as a server to a client that says nothing, would send for nothing until then.
@@ -138,7 +139,7 @@ def _announce_own(kernel: Rtnetlink, family: Family, bridge: str) -> None:
 
 #
 # What etcd has given to this host for a while is given to the interface for no longer: the kernel takes it away then,
-# whatever has become of this program. It tells how long it has left in whole seconds.
+# whatever has become of this program. It shows how long it has left in whole seconds.
 Seconds: TypeAlias = Callable[[Nat], int | None]
 """For how many seconds from now on an address may be held; `None` is for ever, 0 is not at all."""
 _ROUNDED_S: Final = 1
@@ -163,7 +164,7 @@ def with_lent(inventory: Inventory, directory: Path = DIRECTORY) -> Inventory:
 
 
 class PublicAddresses:
-    """Adds addresses that are wanted and nowhere on the host, and removes those it added when nobody wants them."""
+    """Adds addresses that are wanted and nowhere on the host, and removes those it added when no longer wanted."""
 
     def __init__(self, state_file: OwnedStateFile | None = None, seconds: Seconds = for_ever) -> None:
         self._state_file, self._seconds = state_file or OwnedStateFile("addresses"), seconds

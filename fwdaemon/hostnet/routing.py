@@ -1,6 +1,6 @@
 """Has the kernel route packets for exposures: its routes to libvirt networks, and that it forwards at all.
 
-A route of ours is known by its protocol number, so that nothing needs to be remembered. Somebody else's route for the
+A route of ours is known by its protocol number, so that nothing needs to be remembered. Another program's route for the
 same addresses is never replaced: where it leads to the same bridge it does as well as ours.
 
 The host's switch of forwarding makes a router of it, for everything. Where it was off before us that is recorded, and
@@ -93,13 +93,13 @@ class RouteKeeper:
 
 
 def _unwanted(superfluous: Iterable[KernelRoute], routes: Iterable[Route]) -> frozenset[str]:
-    """Name routes of ours for which nobody asks; those that were only changed are not among them."""
+    """Name routes of ours that are not wanted; those that were only changed are not among them."""
     wanted = {route.subnet for route in routes}
     return frozenset(f"route {entry.subnet}" for entry in superfluous if entry.subnet not in wanted)
 
 
 def _is_as_good(kernel: Rtnetlink, route: Route) -> bool:
-    """Whether somebody else's route leads to the same bridge."""
+    """Whether a route of others leads to the same bridge."""
     other = route_of(kernel, route.subnet)
     return other is not None and other.index == interface_index(route.bridge) and not other.is_local
 
@@ -150,7 +150,7 @@ def _bridge_index(route: Route) -> int:
 
 
 def _leads_to(kernel: Rtnetlink, subnet: Subnet, index: int) -> bool:
-    """Whether there is a route to this interface for exactly this subnet, be it ours or somebody else's.
+    """Whether there is a route to this interface for exactly this subnet, be it ours or not.
 
     Raises:
         KernelError: there is one that leads elsewhere.
@@ -296,7 +296,7 @@ class Forwarding:
         if family not in self._refused():
             return ApplyResult(faults=(Fault(FaultKind.FORWARDING_UNGUARDED, (str(family),)),))
         was_ours = family in self._turned_on
-        self._turned_on.add(family)  # first, or nobody would know if we ended here
+        self._turned_on.add(family)  # first, or it would not be known if we ended here
         try:
             name = turn_on(family)
         except KernelError as error:

@@ -41,7 +41,7 @@ _BY_GUEST = {
     (_SUSPENDED, 3),
     *((event, detail) for event in (_SHUTTING_DOWN, _ASLEEP_BY_GUEST, _CRASHED) for detail in range(4)),
 }
-# Those that say more than the event itself. A rename is told as the end of one name, then as the begin of another.
+# Those that say more than the event itself. A rename is reported as the end of one name, then as the begin of another.
 _DETAILS: dict[int, dict[int, str]] = {
     _DEFINED: {2: "renamed"},
     _UNDEFINED: {1: "renamed"},
@@ -114,7 +114,7 @@ def _word(words: tuple[str, ...], number: int) -> str:
 
 # One hypervisor URI: its connection, the one to its networks, and the events of both.
 #
-# The two are one unit: when either is lost, both are closed, and whoever owns this opens it again. Networks get a
+# The two are one unit: when either is lost, both are closed, and the owner of this opens it again. Networks get a
 # connection of their own because, with the modular daemons, network events asked for at the hypervisor's daemon stop
 # silently when virtnetworkd restarts.
 #
@@ -126,7 +126,7 @@ _log = logging.getLogger(__name__)
 _KEEPALIVE_INTERVAL_S = 5
 _KEEPALIVE_COUNT = 3
 
-# Where it is not installed, the hypervisor's daemon has the networks, or nobody has.
+# Where it is not installed, the hypervisor's daemon has the networks, or there are none.
 _NETWORK_DAEMON = "virtnetworkd"
 _SCHEMES_WITH_NETWORK_DAEMON = frozenset({"qemu", "lxc", "xen"})
 

@@ -1,7 +1,7 @@
 """What libvirt does not tell of guests' addresses: their agents are asked, and its DHCP servers' files are watched.
 
 A guest agent is asked only while its domain has no address from a better source, one at a time, on a thread of its own:
-an agent that hangs costs other agents some seconds, and nobody else anything. What it said stands while that run of its
+an agent that hangs costs other agents some seconds, and no one else anything. What it said stands while that run of its
 domain lasts, even when the agent goes away, as it does at each of its updates.
 
 dnsmasq's helper replaces /var/lib/libvirt/dnsmasq/BRIDGE.status by rename when a lease comes or goes, and libvirt
@@ -30,6 +30,7 @@ from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.inventory import AddressSource, LearnedAddress, MacClaim, ObservedDomain
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.core.text import shown
+from fwdaemon.core.types import Job
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hypervisor.connection import open_with_keepalive
 from fwdaemon.hypervisor.xml import guest_address, normal_mac
@@ -43,13 +44,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_SETTLED_S: Final = 30.0  # an address may change; nothing tells us when
+_SETTLED_S: Final = 30.0  # an address may change, and no event says so
 _LAST_RETRY_S: Final = 120.0
 _CLOSE_S: Final = 1.0
 
 
 class Agents(Protocol):
-    """Whoever can ask a guest agent; both block."""
+    """What can ask a guest agent; both block."""
 
     def addresses(self, domain: UUID) -> tuple[MacClaim, ...]:
         """Ask. Raises `LibvirtUnavailableError` when there is no answer."""
@@ -63,7 +64,7 @@ Recall: TypeAlias = Callable[[ObservedDomain], tuple[MacClaim, ...]]
 
 @dataclass(slots=True)
 class _Record:
-    """What one run of a domain told, and when to ask it next."""
+    """What one run of a domain answered, and when to ask it next."""
 
     domain: ObservedDomain
     retries: Backoff
@@ -80,7 +81,7 @@ class AgentRounds:
     seconds, and then ever more seldom.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917  what it asks, whom it tells, and when
+    def __init__(  # noqa: PLR0913, PLR0917  what it asks, what it calls, and when
         self,
         name: str,
         agents: Agents,
@@ -96,7 +97,7 @@ class AgentRounds:
         self._trigger = trigger
         self._records: dict[UUID, _Record] = {}
         self._changed = asyncio.Event()
-        self._worker, self._warning = Worker(f"agents of {name}"), WarnOnce()
+        self._worker, self._warning = Worker(f"agents of {name}", Job.AGENTS, name), WarnOnce()
         self._task: asyncio.Task[None] | None = None
 
     def answers(self) -> dict[UUID, tuple[MacClaim, ...]]:

@@ -2,7 +2,7 @@
 
 Whatever happens to libvirt, what it said last stands: no answer is not "no domains". It is restarted (the connection is
 lost, and opened again with growing pauses), or it is frozen (a call does not return: it is waited for once, 5 s long,
-and keepalive ends it after 20 s). A loss and a return are each told once, not at every attempt.
+and keepalive ends it after 20 s). A loss and a return are each logged once, not at every attempt.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ import libvirt
 
 from fwdaemon.core.inventory import LibvirtObservation
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
+from fwdaemon.core.types import Job
 from fwdaemon.errors import KernelError, LibvirtUnavailableError, PortfwdError
 from fwdaemon.kernel.process import Worker
 from fwdaemon.triggers import Backoff, Budget
@@ -100,7 +101,7 @@ class LibvirtLink:
         self.state = ConnectionState(uri, connected=False, since=_now())
         self._connect = connect
         self._trigger = trigger
-        self._worker = Worker(f"libvirt {uri}")
+        self._worker = Worker(f"libvirt {uri}", Job.LIBVIRT, uri)
         self._connection: Connection | None = None
         self._attempt = 0
         self._frozen, self._listens = False, True
@@ -162,7 +163,7 @@ class LibvirtLink:
             self._let_go()
 
     async def _opened(self) -> bool:
-        """Try to open. The first observation is part of it: a connection that tells nothing is none."""
+        """Try to open. The first observation is part of it: a connection without an answer is none."""
         self._lost.clear()
         self._frozen = False
         self._attempt += 1
@@ -177,7 +178,7 @@ class LibvirtLink:
             self._down(str(error))
             return False
         except asyncio.CancelledError:
-            self._connection = connection  # for whoever cancelled us to close, after the call that is under way
+            self._connection = connection  # closed by `close`, which cancels this, after the call that is under way
             raise
         self._connection = connection
         if self._listens is not listens:

@@ -44,7 +44,7 @@ from fwdaemon.hypervisor.xml import (
     parse_network,
 )
 
-# libvirt's errors, told apart: gone meanwhile, not supported by this driver, or no answer at all.
+# libvirt's errors by what they mean: gone meanwhile, not supported by this driver, or no answer at all.
 _GONE = frozenset(
     {
         libvirt.VIR_ERR_NO_DOMAIN,

@@ -292,7 +292,7 @@ def parse_network(xml: str, *, active: bool) -> NetworkDefinition:
 
 
 def _closed(forward: ET.Element | None) -> frozenset[Family]:
-    """Give the families in which libvirt lets nobody in; IPv6 it masquerades only where that is asked for."""
+    """Give the families in which libvirt lets no one in; IPv6 it masquerades only where that is asked for."""
     if forward is None:
         return frozenset(Family)
     if forward.get("mode", "nat") != "nat":

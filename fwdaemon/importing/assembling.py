@@ -141,7 +141,7 @@ def _value(value: str | tuple[str, ...]) -> str:
 
 
 # What the text is called while it is checked. No message has the character otherwise, whatever names are in it, so the
-# places in the text can be told as those they come from.
+# places in the text can be given as those they come from.
 _FILE: Final = Path("\0")
 _PLACE: Final = re.compile(r"\0:(\d+)")
 _UNKNOWN: Final = "?"

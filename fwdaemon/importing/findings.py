@@ -213,7 +213,7 @@ def read_range(text: str) -> PortRange:
     return port_range(start, read_port(last) if dash else start)
 
 
-# Which kind of file a text is. Its content tells: such files carry any name.
+# Which kind of file a text is. Its content decides: such files carry any name.
 #
 # A kind is only what has its full shape, so that no other text is taken for one by a line or two. Lines of an address
 # and a name are in many lists, so there, a name such as `hosts` counts too.

@@ -31,8 +31,8 @@ _NOTHING_IN: Final = (
 )
 _NOT_DEFAULT: Final = "no interface and no source is in zone {}, and zone {} is the default zone"
 _DEFAULT_NOT_TOLD: Final = (
-    "no interface and no source is in zone {}; where it is the default zone, which is not told here, write it for an"
-    " interface that no other zone has"
+    "no interface and no source is in zone {}; where it is the default zone, which this listing does not say, write it"
+    " for an interface that no other zone has"
 )
 _NOT_TOLD: Final = (
     "another zone may take some of its connections by their source, and not all zones are known; give what"
@@ -248,7 +248,7 @@ def _is_empty(zone: Zone) -> bool:
 
 
 def _ordered(forward: ForwardPort, rule: NftRule, others: Iterable[tuple[ForwardPort, NftRule]]) -> NftRule:
-    """Give a rule, in doubt where a rich one and a plain one are for the same: which of them goes first is not told."""
+    """Give a rule, in doubt where a rich one and a plain one are for the same: which of them goes first is unknown."""
     for other, its_rule in others:
         both = matching([*rule.match.items(), *its_rule.match.items()])
         if (
@@ -284,7 +284,7 @@ def _doubt(forward: ForwardPort) -> str:
 
 
 def _unordered(zones: Iterable[Zone], space: Space) -> bool:
-    """Whether sources of two zones overlap, or zones have priorities: what goes first is then not told."""
+    """Whether sources of two zones overlap, or zones have priorities: what goes first is then unknown."""
     zones = list(zones)
     if len({zone.priority for zone in zones}) > 1:
         return True

@@ -77,7 +77,7 @@ class Refusal:
 class Zone:
     """A zone, or a policy; `line` is where it begins, and `unread` has what of it is not understood.
 
-    `default` is the default zone where its listing tells it: then `takes_rest` says of that zone that it is in use.
+    `default` is the default zone where its listing names it: then `takes_rest` says of that zone that it is in use.
     `ingress` and `egress` are the zones that a policy is between. Direct rules are a policy, too.
     """
 

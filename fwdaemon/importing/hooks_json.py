@@ -196,7 +196,7 @@ class _Section:
     path: KeyPath
 
     def read(self, value: object) -> None:
-        """Read the object; without sound addresses nothing of it is used, as nobody knows whom it let in."""
+        """Read the object; without sound addresses nothing of it is used, as the clients it let in are unknown."""
         if not isinstance(value, dict):
             self._warn("left out: must be an object, not {}; write private_ip and port_map in braces", value)
             return
@@ -242,7 +242,7 @@ class _Section:
             self._note("interface left out: it named the guest's side, which is found by itself", at=("interface",))
 
     def _read_sources(self, value: Mapping[str, object]) -> tuple[Subnet, ...] | None:
-        """Give who may connect, nobody known meaning anyone; `None` where that cannot be said."""
+        """Give who may connect, anyone where none is named; `None` where that cannot be said."""
         if not value.get("source_ip"):
             return ()
         try:

@@ -44,7 +44,7 @@ from fwdaemon.rulesets.xt_tables import RuleLine, Table, Tools, asked, chains_of
 
 # What a DNAT rule of iptables sends connections to: one address, with the ports that those of the host become.
 
-# Ports that all lead to one port of the guest are written one by one; more of them than this nobody means.
+# Ports that all lead to one port of the guest are written one by one; more of them than this are not meant.
 _MOST_TO_ONE: Final = 100
 _TARGET: Final = re.compile(
     r"(?:\[(?P<ip6>[0-9A-Fa-f:.]+)\]|(?P<ip4>[0-9.]+)|(?P<bare>[0-9A-Fa-f:.]+))"
@@ -75,7 +75,7 @@ class Target:
             raise GrammarError(f"ports {host} lead to {ports} in no order a forward could keep")
 
     def guest_port(self, port: int) -> int | None:
-        """Give the port of the guest that one of the host becomes, where that can be told."""
+        """Give the port of the guest that one of the host becomes, where that is known."""
         try:
             ((_, guest),) = self.pairs(PortRange(port, port))
         except GrammarError:

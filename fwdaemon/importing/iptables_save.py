@@ -150,7 +150,7 @@ def _names(nat: NatTable) -> Iterator[tuple[int, Address]]:
                     continue
 
 
-# The DNAT rules of one table nat of iptables, read in the order of their lines, and what is told of each.
+# The DNAT rules of one table nat of iptables, read in the order of their lines, and what is known of each.
 
 
 @dataclass(slots=True)

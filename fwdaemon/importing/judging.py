@@ -59,7 +59,7 @@ class PortMap(Interface):
         ...
 
     def guest_port(self, port: int) -> int | None:
-        """Give the port of the guest that one of the host becomes, where that can be told."""
+        """Give the port of the guest that one of the host becomes, where that is known."""
         ...
 
 
@@ -325,9 +325,9 @@ def left_of(packets: Box, gone: Iterable[Stop]) -> list[Box] | None:
     return pieces
 
 
-# --- who sees whom ----------------------------------------------------------------------------------------------------
+# --- which address is seen --------------------------------------------------------------------------------------------
 
-# A guest's network is not told; most have this prefix.
+# A guest's network is not in the rules; most have this prefix.
 _NEAR: Final = {Family.IPV4: 24, Family.IPV6: 64}
 
 

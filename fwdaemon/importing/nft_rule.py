@@ -124,7 +124,7 @@ _VERDICTS: Final[Mapping[str, Action]] = {
     **dict.fromkeys(("queue", "notrack", "tproxy", "fwd", "synproxy", "goto", "jump", "vmap", "dnat"), End.UNCLEAR),
     "redirect": End.TRANSLATE,
 }
-# Tests whose outcome nobody can foresee; rules with them have a verdict of their own, or none.
+# Tests whose outcome cannot be foreseen; rules with them have a verdict of their own, or none.
 _LIMITS: Final = frozenset({"limit", "quota", "meter"})
 # What is asked of these headers, only packets that have them pass.
 _OF_PROTOCOL: Final[Mapping[str, int]] = {
@@ -191,7 +191,7 @@ class _Reader:
                 self.cursor.take(2)
 
     def _limit(self) -> None:
-        """Pass over `limit rate over 10/second burst 5 packets`, whose outcome nobody can foresee."""
+        """Pass over `limit rate over 10/second burst 5 packets`, whose outcome cannot be foreseen."""
         begin = self.cursor.at
         self.cursor.take(2)
         if self.cursor.word() == "over":

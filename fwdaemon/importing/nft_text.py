@@ -174,7 +174,7 @@ _ENTRY: Final = " "
 
 
 def space_of(ruleset: Tables, family: Family) -> Space:
-    """Give the space in which all interfaces that the rules name can be told apart."""
+    """Give the space in which all interfaces that the rules name differ."""
     names = {pattern_of(word) for table in ruleset.tables.values() for word in _interfaces(table)}
     return Space.around(family, names)
 

@@ -55,6 +55,9 @@ _GUESTS_AT_MOST = 8
 # To look for more addresses in each message is more work than to read where it goes.
 _ADDRESSES_AT_MOST = 16
 _BATCH = 1000
+# So many ways are remembered at once.
+_WAYS_AT_MOST = 4096
+_WHOLE = bytes([16]) * 65536
 # More answers than some hundred do not fit into a socket's buffer.
 _AT_ONCE = 100
 
@@ -202,11 +205,11 @@ def end_resumed(taken_over: Collection[Address]) -> int:
 
 
 def open_flows(
-    label: int, *, by_client: bool = True, renamed: Collection[Renaming] = frozenset()
+    label: int, octets: Sequence[int] = _WHOLE, renamed: Collection[Renaming] = frozenset()
 ) -> Iterator[OpenFlow]:
-    """List the open connections that have our label, or that guests opened; those that go the same way are one.
+    """List the open connections that have our label, or that guests opened; those that go the same way are few.
 
-    Without `by_client`, so are those that are translated and differ by their clients alone.
+    `octets` says for each port to which translated ones were sent how many octets of the source distinguish two ways.
 
     Raises:
         KernelError: the kernel does not list them.
@@ -222,12 +225,18 @@ def open_flows(
                 if (flow := read_open_flow(message)) is not None:
                     yield flow
                 continue
-            way = lane.without_client if lane.translated and not by_client else lane
-            size = size_of(message.body)
+            way = lane.way(octets[int.from_bytes(lane.destination_port)]) if lane.translated else lane
             if (known := lanes.get(way)) is None:
+                if len(lanes) >= _WAYS_AT_MOST:  # each client may have its own
+                    yield from map(_told, lanes.values())
+                    lanes.clear()
                 known = lanes[way] = _Lane(lane)
-            known.count(size)
-    yield from (OpenFlow(flow_of(lane.first), lane.size, lane.number) for lane in lanes.values())
+            known.count(size_of(message.body))
+    yield from map(_told, lanes.values())
+
+
+def _told(lane: "_Lane") -> OpenFlow:
+    return OpenFlow(flow_of(lane.first), lane.size, lane.number)
 
 
 def _concerned(label: int, guests: Collection[Address] | None, renamed: Collection[Renaming]) -> Iterator[Message]:
@@ -298,7 +307,7 @@ def _end(asking: NetlinkSocket, entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry, code in zip(entries, codes, strict=False) if code == 0]
 
 
-# What the kernel tells of connections: NFNLGRP_CONNTRACK_NEW, _UPDATE and _DESTROY (linux/netfilter/nfnetlink.h).
+# What the kernel reports of connections: NFNLGRP_CONNTRACK_NEW, _UPDATE and _DESTROY (linux/netfilter/nfnetlink.h).
 CONNECTIONS: Final = 0b111
 _FORCED_BUFFER: Final = 33  # SO_RCVBUFFORCE
 _MEMORY_INFO: Final = 55  # SO_MEMINFO, of which SK_MEMINFO_DROPS of linux/sock_diag.h is number 8
@@ -307,7 +316,7 @@ _NO_ENOBUFS: Final = 5  # NETLINK_NO_ENOBUFS: what is lost is counted all the sa
 
 
 def netfilter_socket(groups: int, only: Sequence[Sequence[Field]], buffer: int) -> socket.socket:
-    """Open a socket for what netfilter tells `groups`, of which the kernel keeps so many bytes; as `rtnetlink_socket`.
+    """Open a socket for what netfilter sends to `groups`, of which the kernel keeps so many bytes; as for rtnetlink.
 
     Raises:
         OSError: the kernel refused.
@@ -339,7 +348,7 @@ _ANSWERING_AT: Final = {Family.IPV4: 84, Family.IPV6: 120}
 
 
 def answered_by(guests: Collection[Address], most: int) -> list[list[Field]]:
-    """Give filters of what is told of connections that guests answer; with more than `most`, of all connections."""
+    """Give filters of what is reported of connections that guests answer; with more than `most`, of all connections."""
     if len(guests) > most:
         return [[Field(1, _FAMILY_AT, family.domain)] for family in Family]
     families = ((Family.of(guest), int.from_bytes(guest.packed[-4:])) for guest in guests)

@@ -45,13 +45,12 @@ class Lane(NamedTuple):
 
     @property
     def translated(self) -> bool:
-        """Whether somebody's DNAT leads it elsewhere than its client thinks."""
+        """Whether a DNAT rule of others leads it elsewhere than its client thinks."""
         return (self.destination, self.destination_port) != (self.server, self.server_port)
 
-    @property
-    def without_client(self) -> tuple[int | bytes, ...]:
-        """Give what it has in common with the connections of other clients."""
-        return self.protocol, self.destination, self.destination_port, self.server, self.server_port
+    def way(self, octets: int) -> tuple[int | bytes, ...]:
+        """Give what it has in common with the connections of other clients whose addresses begin with the same."""
+        return (*self[2:6], self.protocol, self.source[:octets])
 
 
 def _begins(kind: int, size: int) -> bytes:
@@ -183,7 +182,7 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What the kernel tells of a connection: its own `number` for it, and from where its first packet came."""
+    """What the kernel reports of a connection: its own `number` for it, and from where its first packet came."""
 
     kind: EventKind
     flow: Flow

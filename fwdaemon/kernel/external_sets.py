@@ -11,7 +11,7 @@ from fwdaemon.core.types import Address, Family
 
 
 def now() -> float:
-    """Give the time in seconds, by a clock that nobody sets and that goes on while the machine sleeps."""
+    """Give the time in seconds, by a clock that cannot be set and that goes on while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -37,7 +37,7 @@ class Added(NamedTuple):
 class Externals:
     """The elements of external sets, as they were seen last; used by several threads.
 
-    Times are seconds of one clock that nobody sets. `names` are the sets there are. `news` is called, on the thread
+    Times are seconds of one clock that cannot be set. `names` are the sets there are. `news` is called, on the thread
     that saw them, where there are more elements or fewer; `remembered` are places where nothing was seen yet, of which
     only what an earlier run wrote down is known.
     """

@@ -1,7 +1,7 @@
 """Listens to the kernel: addresses, neighbours and routes that came, went or changed, and links up or down.
 
-Only says that it is worth looking again; the facts are read by `fwdaemon.kernel.observe`. Of new links libvirt tells at
-a better moment, when the guest is really there. Most of what the kernel sends here is no news (a neighbour that goes
+Only says that it is worth looking again; the facts are read by `fwdaemon.kernel.observe`. Of new links libvirt reports
+at a better moment, when the guest is really there. Most of what the kernel sends here is no news (a neighbour that goes
 from reachable to stale, an IPv6 address whose lifetime was renewed, what a bridge learns), so each message is compared
 with the last one on the same thing.
 
@@ -54,7 +54,7 @@ _AF_BRIDGE: Final = 7  # what a bridge says of its ports and of the MAC addresse
 
 
 class KernelChanges:
-    """Tells news from repetition, purely; neighbour entries are news for the MAC addresses of guests only."""
+    """Distinguishes news from repetition, purely; neighbour entries are news for the MAC addresses of guests only."""
 
     def __init__(self) -> None:
         self._macs: AbstractSet[str] = frozenset()
@@ -115,9 +115,9 @@ class KernelChanges:
         yield Reason(ReasonKind.HOST_ADDRESS, _written(address), detail, by_guest=not flags & _PERMANENT)
 
     def _neighbour(self, body: bytes, *, came: bool) -> Iterator[Reason]:
-        """A vanished entry is no news: nobody answering for a while does not mean that the guest moved.
+        """A vanished entry is no news: no answer for a while does not mean that the guest moved.
 
-        One that failed, because nobody answered who was asked, is: the guest may have another address by now.
+        One that failed, because there was no answer to a question, is: the guest may have another address by now.
         """
         _family, index, state, _flags, _type = _NEIGHBOUR.unpack_from(body)
         found = attributes(body[_NEIGHBOUR.size :])
@@ -274,7 +274,7 @@ def who_took_link(body: bytes) -> Actor | None:
     return Actor(ActorKind.LINK_UP if flags & _UP else ActorKind.LINK_DOWN, link=name)
 
 
-# Where a route leads, whoever made it (rtnetlink(7)).
+# Where a route leads, ours or not (rtnetlink(7)).
 _UNICAST: Final = 1  # RTN_UNICAST
 _ADVERTISED: Final = 9  # RTPROT_RA of linux/rtnetlink.h: from a router advertisement
 # rtmsg: family, lengths of destination and source, TOS, table, protocol, scope, type, flags.
@@ -309,7 +309,7 @@ _UPLINK_GROUPS: Final = 0x40 | 0x400  # RTMGRP_IPV4_ROUTE, _IPV6_ROUTE
 _HEADER: Final = 16
 _LENGTH_AT: Final = 1  # in rtmsg, the length of the destination
 # Routes that any machine on the link can make come and go: by an advertisement, or with the subnet of one. The kernel
-# makes such a subnet's route as it does for an address that somebody gives, which is heard of by itself.
+# makes such a subnet's route as it does for an address that is added by hand, which is reported by itself.
 _BY_KERNEL: Final = 2  # RTPROT_KERNEL
 _OF_ADVERTISEMENTS: Final = (
     (Field(1, _PROTOCOL_AT, _ADVERTISED),),
@@ -332,7 +332,7 @@ _PAUSE_S: Final = 5.0
 
 
 class UplinkChanges:
-    """Tells news from repetition, purely; `now` is a monotonic time in seconds. Guests may cause it, if `by_guest`."""
+    """Distinguishes news from repetition, purely; `now` is in monotonic seconds. Guests may cause it, if `by_guest`."""
 
     def __init__(self, *, by_guest: bool = False) -> None:
         self._by_guest = by_guest

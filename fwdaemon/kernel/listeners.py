@@ -1,7 +1,7 @@
 """Whose a socket is: the process that holds it, or else the unit it was opened in.
 
 Root finds the process through /proc/PID/fd (proc_pid_fd(5)). The service may not look into other processes, as it has
-none of root's powers but those over the network; but the kernel tells each socket's control group, and systemd names
+none of root's powers but those over the network; but the kernel gives each socket's control group, and systemd names
 those after its units.
 """
 
@@ -26,7 +26,7 @@ from fwdaemon.kernel.netlink import Message, NetlinkSocket, RefusalError, attrib
 
 # The kernel's listing of sockets, sock_diag(7): what is asked, and what is answered. Pure.
 #
-# It lists waiting sockets alone, while /proc/net/tcp lists all, and tells what that does not: the interface a socket is
+# It lists waiting sockets alone, while /proc/net/tcp lists all, and shows what that does not: the interface a socket is
 # bound to, whether one of IPv6 takes IPv4 too, and its control group. Sources: linux/inet_diag.h, linux/sock_diag.h and
 # the states in net/tcp_states.h.
 BY_FAMILY: Final = 20  # SOCK_DIAG_BY_FAMILY
@@ -79,7 +79,7 @@ class Holders:
         self._known: dict[int, str | None] = {}
 
     def name(self, sockets: Collection[Listener]) -> dict[int, str]:
-        """Give the names of those that can be told, by inode; `sshd (pid 712)`, or `ssh.service`."""
+        """Give the names of those that are known, by inode; `sshd (pid 712)`, or `ssh.service`."""
         known = {socket.inode: self._known[socket.inode] for socket in sockets if socket.inode in self._known}
         unknown = [socket for socket in sockets if socket.inode not in known]
         if unknown:
@@ -109,7 +109,7 @@ def _sockets_of(pid: int) -> set[int]:
     try:
         with os.scandir(_PROC / str(pid) / "fd") as entries:
             links = [_link(entry.path) for entry in entries]
-    except OSError:  # it ended, or is somebody else's
+    except OSError:  # it ended, or belongs to another user
         return set()
     return {int(link[8:-1]) for link in links if link.startswith("socket:[")}
 
@@ -194,7 +194,7 @@ def listeners() -> list[Listener]:
         raise KernelError(f"the kernel does not report which sockets listen: {error}") from error
 
 
-# One warning, whoever asks.
+# One warning, for all that ask.
 _unknown = WarnOnce()
 Listing: TypeAlias = Callable[[], Iterable[Listener]]
 

@@ -85,9 +85,9 @@ def _function(name: str) -> Any:
     return getattr(ctypes.CDLL(None), name, None)
 
 
-# What is done where this program has no descriptor, thread or memory left: it is tried again, and told once.
+# What is done where this program has no descriptor, thread or memory left: it is tried again, and reported once.
 #
-# For a client, asyncio tries to accept again each second, up to a hundred times for each socket, and tells of every
+# For a client, asyncio tries to accept again each second, up to a hundred times for each socket, and logs every
 # time.
 _log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def have_threads(number: int) -> None:
 
 
 async def begun(begin: Callable[[], None], again: float = _AGAIN_S) -> None:
-    """Call this until nothing is short, with pauses that grow from `again` seconds on; a shortage is told once."""
+    """Call this until nothing is short, with pauses that grow from `again` seconds on; a shortage is reported once."""
     pauses, warning = Backoff(again, _AGAIN_AT_MOST_S), WarnOnce()
     while True:
         try:
@@ -134,7 +134,7 @@ class Beside:
     """Begins a thread when there is something to do, which ends once that is done.
 
     What failed, as no thread is to be had, is tried again by who calls `begin` at `due`, a time of `clock`: after
-    pauses that grow. It is told once, as what is `missing` meanwhile, and once more when it is over.
+    pauses that grow. It is reported once, as what is `missing` meanwhile, and once more when it is over.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Beside:
 
 
 class ShortageHandler:
-    """An exception handler for a loop: tells of a shortage once in a while, and of everything else as asyncio does."""
+    """An exception handler for a loop: reports a shortage once in a while, and everything else as asyncio does."""
 
     def __init__(self) -> None:
         self._again_at = float("-inf")

@@ -1,4 +1,4 @@
-"""Messages of netlink(7), questions to the kernel, and sockets on which it tells of news."""
+"""Messages of netlink(7), questions to the kernel, and sockets on which it sends news."""
 
 import asyncio
 import logging
@@ -283,7 +283,7 @@ class Subscription:
         self._resume()
 
     def pause(self, seconds: float) -> None:
-        """Read nothing for so long; the kernel keeps what it has room for, and tells if that was not all."""
+        """Read nothing for so long; the kernel keeps what it has room for, and says if that was not all."""
         if self._socket is not None:
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._socket)
@@ -304,7 +304,7 @@ class Subscription:
 
 
 class RouteNews:
-    """Hands on what rtnetlink tells `groups` about routes, on the loop's thread; a filter keeps all but `only` away.
+    """Hands on what rtnetlink sends to `groups` about routes, on the loop's thread; a filter keeps all but `only` away.
 
     `lost` is called where the kernel had more to tell than it had room for. Of what guests can cause, reading takes
     from `guests`.
@@ -362,7 +362,7 @@ class RouteNews:
 
 
 def rtnetlink_socket(groups: int, only: Sequence[Sequence[Field]] = ()) -> socket.socket:
-    """Open a socket for what the kernel tells `groups`; a filter keeps all but `only` away.
+    """Open a socket for what the kernel sends to `groups`; a filter keeps all but `only` away.
 
     Raises:
         OSError: the kernel refused.

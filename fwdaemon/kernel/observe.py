@@ -28,7 +28,7 @@ from fwdaemon.kernel.rtnl_links import (
     subnets,
 )
 
-# Which address a host is reached at when nobody says: the first IPv4 address of the default route's interface.
+# Which address a host is reached at when none is named: the first IPv4 address of the default route's interface.
 _MAIN_TABLE: Final = 254  # RT_TABLE_MAIN of linux/rtnetlink.h
 
 
@@ -63,7 +63,7 @@ def _first_address(messages: Iterable[Any]) -> IPv4Address | None:
 
 # Which machines on the host's links have listening addresses that the host does not hold now, as on a standby.
 #
-# The kernel's neighbour table tells; it is asked to ask once in a while, and only while somebody looks at the status.
+# The kernel's neighbour table shows it; it is asked to ask once in a while, and only while clients look at the status.
 _PAUSE_S: Final = 30.0
 _MOST: Final = 64
 # How long who is asked may take to answer, and how often the table is read meanwhile.
@@ -121,7 +121,7 @@ def _known(addresses: Collection[Address]) -> dict[Address, str]:
 # An interface is an uplink where a default route or one through a gateway leaves by it, in any table that a rule asks.
 # A route without a gateway says less: the host's end of a pod's link has one too. It counts where the interface is a
 # device, or is built on one, or is a tunnel. Nor does a route from a router advertisement say more, as any machine on
-# the link can send one, a pod as well. What cannot be told is no uplink; the configuration may name it.
+# the link can send one, a pod as well. What is uncertain is no uplink; the configuration may name it.
 LINKS: Final = Path("/sys/class/net")
 _BUILT_ON = "lower_"
 _ETHERNET, _LOOPBACK = "1", "772"  # linux/if_arp.h
@@ -268,7 +268,7 @@ def _master_of(link: Path) -> str:
         return ""
 
 
-# What the kernel tells of this host: its own addresses, its neighbour table, which bridge a tap is plugged into.
+# What the kernel knows of this host: its own addresses, its neighbour table, which bridge a tap is plugged into.
 #
 # Everything is read afresh, through one short-lived socket. The only change made here is to have the kernel ask a
 # neighbour again.
@@ -321,7 +321,7 @@ _UNTIL_HEARD_S: Final = 2.0
 
 
 def answers_now(address: Address) -> bool:
-    """Whether somebody on a link of the host answers for an address that the kernel has just been led to ask for.
+    """Whether a machine on a link of the host answers for an address that the kernel has just been led to ask for.
 
     What the kernel knows already counts for nothing, as it was answered earlier: it is asked to ask again. Blocks.
 

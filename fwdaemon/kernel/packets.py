@@ -46,7 +46,7 @@ def read_reply(packet: bytes) -> Reply | None:
 
 
 def read_request(packet: bytes) -> IPv4Address | None:
-    """Read whom a request asks for; `None` is anything else."""
+    """Read which address a request asks for; `None` is anything else."""
     if len(packet) < _PACKET.size:
         return None
     *head, operation, _mac, _sender, _target_mac, target = _PACKET.unpack_from(packet)
@@ -56,7 +56,7 @@ def read_request(packet: bytes) -> IPv4Address | None:
 # Neighbour solicitations and advertisements of IPv6 (RFC 4861) as bytes. Pure; nothing that is read ever raises.
 ETHERNET: Final = 1  # ARPHRD_ETHER, linux/if_arp.h: links whose MAC addresses have six bytes
 NEXT_HEADER: Final = 58  # ICMPv6
-HOP_LIMIT: Final = 255  # nobody beyond the link can send a packet that arrives with it
+HOP_LIMIT: Final = 255  # no machine beyond the link can send a packet that arrives with it
 SOLICITATION: Final = 135
 # Where the fields are in a packet without extension headers, which a solicitation has none of.
 NEXT_HEADER_AT: Final = 6
@@ -82,7 +82,7 @@ _SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
 
 @dataclass(frozen=True, slots=True)
 class Solicitation:
-    """Somebody at `source` asks who has `target`."""
+    """A machine at `source` asks who has `target`."""
 
     source: IPv6Address
     target: IPv6Address

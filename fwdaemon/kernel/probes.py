@@ -1,4 +1,4 @@
-"""Asks bridges for guests whose address nothing else tells."""
+"""Asks bridges for guests whose address is not known otherwise."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.state import Silent
 from fwdaemon.core.text import shown
-from fwdaemon.core.types import Family, Subnet
+from fwdaemon.core.types import Family, Job, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, shortage
 from fwdaemon.kernel import packets as arp
 from fwdaemon.kernel import packets as kernel_packets
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 _ETH_P_ARP, _ETH_P_IPV6 = 0x0806, 0x86DD
 _EVERYBODY = b"\xff" * 6
 _LONGEST = 2048
-# Ten packets, then a pause: a /24 takes under three seconds, and nobody's link or table of neighbours is filled.
+# Ten packets, then a pause: a /24 takes under three seconds, and no link or table of neighbours is filled.
 _AT_ONCE: Final = 10
 _PAUSE_S: Final = 0.1
 # How long the last to be asked may take to answer.
@@ -57,7 +57,7 @@ def ask(guests: Budget, question: Question) -> tuple[Answer, ...]:
     """Ask, and have the kernel know those guests that answered; gives them. Blocks for some seconds.
 
     What it costs is taken from `guests`; while there is nothing left, no answer is read. Where the bridge is gone, or
-    has no MAC addresses, nobody answers.
+    has no MAC addresses, no machine answers.
     """
     try:
         answers = tuple(credible(question, tuple(_answers(guests, question))))
@@ -165,9 +165,10 @@ def _introduce(bridge: str, answers: Iterable[Answer]) -> None:
                 introduce(kernel, KernelNeighbour(answer.address, answer.mac, index))
 
 
-# Has bridges asked, now and then, for guests whose address nothing else tells; on a thread of its own, one at a time.
+# Has bridges asked, now and then, for guests whose address is not known otherwise; on a thread of its own, one at a
+# time.
 #
-# An entry waits for each of these guests. The pauses grow: a guest that is off the network, or answers nobody, costs a
+# An entry waits for each of these guests. The pauses grow: a guest that is off the network, or does not answer, costs a
 # subnet's worth of packets every quarter of an hour in the end.
 
 _LAST_S: Final = 900.0
@@ -200,7 +201,7 @@ class Probes:
         self._searches: dict[_Place, _Search] = {}
         self._inventory = Inventory()
         self._changed = asyncio.Event()
-        self._worker = Worker("address probes")
+        self._worker = Worker("address probes", Job.PROBES)
         self._warning = WarnOnce()
         self._task: asyncio.Task[None] | None = None
 

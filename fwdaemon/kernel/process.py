@@ -19,13 +19,13 @@ from queue import SimpleQueue
 from typing import ClassVar, Protocol, TypeVar
 from weakref import WeakSet
 
+from fwdaemon.audit.journal import ARREARS
+from fwdaemon.core.types import Job
 from fwdaemon.errors import HangingError, KernelError, ProcessError
 from fwdaemon.triggers import Budget, Budgets
 
-# The one place that starts programs.
-#
-# No shell, absolute paths from the system's own directories, a clean environment, a time limit. Who runs what is
-# decided elsewhere.
+# The one place that starts programs: no shell, absolute paths from the system's own directories, a clean environment, a
+# time limit. Who runs what is decided elsewhere.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C"}
 # A program that works may take this long, on a starving host too; one that uses no processor time only `_IDLE`.
@@ -52,7 +52,7 @@ class Finished:
 
 
 class Runner(Protocol):
-    """Whoever runs programs for us."""
+    """What runs programs for us."""
 
     def run(self, *argv: str, stdin: str = "") -> Finished:
         """Run a program to its end.
@@ -80,7 +80,7 @@ HASTE = Haste()
 
 
 class Patience:
-    """Tells when a program hangs: it has used no processor time for a while, or runs for far too long."""
+    """Notices when a program hangs: it has used no processor time for a while, or runs for far too long."""
 
     def __init__(self, pid: int) -> None:
         self._stat = Path(f"/proc/{pid}/stat")
@@ -170,7 +170,7 @@ class Companion:
     present: ClassVar[WeakSet["Companion"]] = WeakSet()
 
     def __init__(self, module: str, argument: str, environment: Mapping[str, str], *, counted: bool = True) -> None:
-        """Start it; `environment` is all it is told besides a clean one. Raises OSError when that is impossible.
+        """Start it; `environment` is added to a clean one. Raises OSError when that is impossible.
 
         One that is not `counted` works for a client: `processor_time` leaves out what it uses.
         """
@@ -326,12 +326,12 @@ T = TypeVar("T")
 class Worker:
     """One thread, begun at the first call, that runs calls in the order they were given.
 
-    `name` is the thread's, for whoever lists threads.
+    `name` is the thread's, for those who list threads; `job` is what its calls are, and `about` what.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, job: Job, about: str = "") -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._name = name
+        self._name, self._job = name, (job, about)
         self._thread: threading.Thread | None = None
 
     def submit(self, function: Callable[[], T]) -> "asyncio.Future[T]":
@@ -368,7 +368,8 @@ class Worker:
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
-            call()
+            with ARREARS.during(*self._job):
+                call()
             del call  # or the last call's data stay alive until the next one
 
 
@@ -376,7 +377,7 @@ def _failed(error: KernelError) -> "asyncio.Future[T]":
     """Give a future that raises where it is awaited, and nowhere else."""
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     future.set_exception(error)
-    future.exception()  # or asyncio shows a traceback of one that nobody awaits
+    future.exception()  # or asyncio shows a traceback of one that is not awaited
     return future
 
 

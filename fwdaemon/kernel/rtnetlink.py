@@ -49,7 +49,7 @@ REPLACE: Final = 0x100  # NLM_F_REPLACE
 CREATE: Final = 0x400  # NLM_F_CREATE: one that is there stays
 EXCLUSIVE: Final = CREATE | 0x200  # NLM_F_EXCL: one that is there is an error
 
-# The kernel repeats a request's sequence number in what it tells everybody about the change. Ours are of 65,536 that
+# The kernel repeats a request's sequence number in what it broadcasts about the change. Ours are of 65,536 that
 # others hardly use: ip(8) counts from the seconds since 1970, routing daemons from one.
 _FIRST: Final = 0x8000_0000 | secrets.randbits(15) << 16
 
@@ -63,7 +63,7 @@ class RefusedError(KernelError):
 
 
 def is_ours(message: Message) -> bool:
-    """Whether what the kernel tells everybody follows from a request of this process."""
+    """Whether what the kernel broadcasts follows from a request of this process."""
     return _FIRST <= message.sequence < _FIRST + _Numbers.COUNT
 
 
@@ -89,7 +89,7 @@ def interface_name(index: int) -> str:
 
 
 class Entry(NamedTuple):
-    """One thing that the kernel tells, with pyroute2's names of its fields and attributes."""
+    """One thing that the kernel lists, with pyroute2's names of its fields and attributes."""
 
     fields: Mapping[str, Any]
     attributes: Mapping[str, Any]

@@ -21,7 +21,7 @@ from fwdaemon.kernel.rtnetlink import (
     first_listed,
 )
 
-# Routes of our own protocol number in the main table, and whoever else routes the same (rtnetlink(7)).
+# Routes of our own protocol number in the main table, and those of others for the same (rtnetlink(7)).
 
 _MAIN: Final = 254  # RT_TABLE_MAIN
 _UNICAST, _LOCAL = 1, 2  # RTN_UNICAST, RTN_LOCAL
@@ -60,9 +60,9 @@ def our_routes(kernel: Rtnetlink, family: Family) -> list[KernelRoute]:
 
 
 def route_of(kernel: Rtnetlink, subnet: Subnet) -> KernelRoute | None:
-    """Give the route for exactly this subnet that counts, whoever made it.
+    """Give the route for exactly this subnet that counts, ours or not.
 
-    The kernel tells by which entry an address is routed. Some addresses of a subnet may have entries of their own, as
+    The kernel says by which entry an address is routed. Some addresses of a subnet may have entries of their own, as
     those of the host have, and the first of IPv6 (RFC 4291, section 2.6.1); so several are tried.
     """
     last = subnet.num_addresses - 1
@@ -85,7 +85,7 @@ def add_route(kernel: Rtnetlink, subnet: Subnet, index: int) -> None:
     """Route a subnet to what is plugged into an interface; never replaces anybody's.
 
     Raises:
-        RefusedError: among others with EEXIST, if somebody has a route for it.
+        RefusedError: among others with EEXIST, if there is a route for it.
 
     """
     fields = {**_route_fields(subnet), "scope": _SCOPE_LINK, "type": _UNICAST}
@@ -253,10 +253,10 @@ _USE = 0x01  # NTF_USE
 _HELD_BY_HAND = 0x80 | 0x40  # NUD_PERMANENT, NUD_NOARP
 _ETHERNET_BYTES = 6
 
-# REACHABLE, STALE, DELAY, PROBE, PERMANENT. In the others nobody answered, or was asked.
+# REACHABLE, STALE, DELAY, PROBE, PERMANENT. In the others no machine answered, or was asked.
 USABLE_STATES: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 CONFIRMED_STATES: Final = 0x02 | 0x80  # REACHABLE, PERMANENT
-KNOWN_STATES: Final = USABLE_STATES & ~0x80  # those that somebody answered for, at some time
+KNOWN_STATES: Final = USABLE_STATES & ~0x80  # those that a machine answered for, at some time
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +314,7 @@ def introduce(kernel: Rtnetlink, entry: KernelNeighbour) -> None:
 def resolve(kernel: Rtnetlink, address: Address, index: int) -> None:
     """Have the kernel ask for an address on an interface, as it does with a packet for it.
 
-    Nothing is asked for what somebody entered by hand, since the entry would change (Linux 5.16 and later).
+    Nothing is asked for what was entered by hand, since the entry would change (Linux 5.16 and later).
 
     Raises:
         RefusedError: the interface is not there.
@@ -357,7 +357,7 @@ def proxy_entries(kernel: Rtnetlink, family: Family) -> dict[ProxyEntry, Held]:
 
 
 def add_proxy_entry(kernel: Rtnetlink, entry: ProxyEntry) -> None:
-    """Make an entry of ours, or make one as we make them. One that somebody else made would become ours: look first."""
+    """Make an entry of ours, or make one as we make them. One that others made would become ours: look first."""
     fields, given = _proxy(entry)
     kernel.add(Kind.NEIGHBOUR, EXCLUSIVE, {**fields, "state": _PERMANENT}, {**given, "NDA_PROTOCOL": PROTOCOL})
 

@@ -158,7 +158,7 @@ def _refusing(exposure: Exposure, matches: str) -> Iterator[Guard]:
 
 
 def _others(family: Family, desired: Desired, where: str) -> Iterator[Guard]:
-    """Refuse at 1:1 addresses for named sources whom nobody has named: they are not to meet the host instead."""
+    """Refuse all other sources at 1:1 addresses for named ones: they are not to meet the host instead."""
     for nat in nats_of(family, desired.nats):
         if nat.admission is not None and nat.admission.is_exclusive:
             yield Guard(nat, Rule.of(f"-d {host(nat.public)}{where}", "DROP", label(nat.domain)), 1)
@@ -189,7 +189,7 @@ def _merged(ports: Iterable[PortRange | None]) -> list[PortRange | None]:
 
 
 class _Concerned:
-    """Tells what has to be asked: what is limited, and what takes packets before that would."""
+    """Says what has to be asked: what is limited, and what takes packets before that would."""
 
     def __init__(self, family: Family, desired: Desired) -> None:
         claims = [item.claim for item in desired.limited if item.family is family]

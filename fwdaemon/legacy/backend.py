@@ -17,16 +17,14 @@ from fwdaemon.core.report import (
     Fault,
     FaultKind,
     GateChange,
-    Presence,
     RulesChanged,
-    Stamp,
     fault_of,
     joined,
     tried,
 )
 from fwdaemon.core.state import REFUSED_FOR_S, Counted, Desired, Dropped
 from fwdaemon.core.text import is_interface_name
-from fwdaemon.core.types import Family, Gate
+from fwdaemon.core.types import Family, Gate, Presence, Stamp
 from fwdaemon.errors import KernelError, PortfwdError
 from fwdaemon.kernel.external_sets import Externals
 from fwdaemon.kernel.process import Runner, SystemRunner
@@ -69,7 +67,7 @@ _log = logging.getLogger(__name__)
 _REFUSED_ALONE = 32
 _MOST_REFUSED = 512
 
-# Somebody who does not take the lock may commit between our look and our commit.
+# A program that does not take the lock may commit between our look and our commit.
 _TRIES = 5
 
 _Infos = Mapping[TableName, TableInfo]
@@ -146,7 +144,7 @@ class LegacyBackend:
         """Tell for each match that some rules need why it cannot be used, touching nothing."""
         matches = [need for need in needs if need is not Need.SETS]
         found: dict[Need, str | None] = {}
-        with suppress(PortfwdError):  # that no helper can be had is told where it looks at tables
+        with suppress(PortfwdError):  # that no helper can be had is reported where it looks at tables
             reasons = self._helpers[family].tried([sample(need, family) for need in matches]) if matches else ()
             found = dict(zip(matches, reasons, strict=True))
         return [self._sets.hindrance() if need is Need.SETS else found.get(need) for need in needs]

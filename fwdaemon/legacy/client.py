@@ -1,6 +1,6 @@
 """The daemon's side of the helpers: starts them when they are first needed, asks, and never leaves one behind.
 
-A helper ends when its standard input does, so it cannot outlive whoever holds a `HelperClient`, however that ends.
+A helper ends when its standard input does, so it cannot outlive the holder of a `HelperClient`, however that ends.
 """
 
 import json
@@ -39,7 +39,7 @@ class UnusableError(PortfwdError):
 
 
 class LateError(KernelError):
-    """Somebody holds iptables' lock, or the helper hung."""
+    """Another program holds iptables' lock, or the helper hung."""
 
 
 class Session(Protocol):
@@ -65,7 +65,7 @@ class Session(Protocol):
         """Change one table that was observed, at once.
 
         Raises:
-            KernelError: the table or a rule was refused, or somebody without the lock was faster; nothing was changed.
+            KernelError: the table or a rule was refused, or a program without the lock was faster; nothing was changed.
 
         """
         ...
@@ -128,7 +128,7 @@ class HelperClient:
         if self._helper is None:
             self._start()
         found: list[str | None] = self._ask({"do": model.TRY, "rules": [*map(model.pack_rule, samples)]})
-        # What state the library is in after it has refused a rule, nobody knows.
+        # What state the library is in after it has refused a rule is unknown.
         if any(found):
             self.close()
         return found
@@ -208,7 +208,7 @@ class Lacking:
     """Finds what a host lacks; what it does not lack is not asked for again."""
 
     def __init__(self, tried: Callable[[Family, Sequence[Need]], Sequence[str | None]]) -> None:
-        """Take what tells for each of these why the match cannot be used."""
+        """Take what says for each of these why the match cannot be used."""
         self._tried = tried
         self._there: set[tuple[Family, Need]] = set()
 

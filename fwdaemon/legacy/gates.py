@@ -43,7 +43,7 @@ from fwdaemon.legacy.ruleset import gate
 
 _CHAIN = "FORWARD"
 # Our rules are elsewhere, and their repair waits for the end of a pass: so none waits long for iptables' lock, which is
-# held for milliseconds. Whoever holds it for longer has us look again on letting go.
+# held for milliseconds. A program that holds it for longer has us look again on letting go.
 _PATIENCE = 0.05
 
 
@@ -63,7 +63,7 @@ class LegacyGates:
 
         Jumps to the chains that the patterns `behind` name stay ahead of a gate.
 
-        Of the outcome, `gates`, `faults` and `changed` are told.
+        Of the outcome, `gates`, `faults` and `changed` are reported.
 
         Raises:
             KernelError: the kernel refused; its chain is as it was.
@@ -185,15 +185,15 @@ def _compare(session: Session, bit: int | None, behind: Collection[str]) -> tupl
     observed = session.observe({TableName.FILTER: {_CHAIN: rule}}, behind)
     head = observed[TableName.FILTER].heads[_CHAIN]
     needed = bit is not None and (head.foreign > 0 or head.policy != "ACCEPT")
-    # Chains of ours that are there are somebody else's business.
+    # Chains of ours that are there are not the gates' business.
     return head, needed, difference(Table(heads={_CHAIN: rule} if needed else {}), ObservedTable(heads={_CHAIN: head}))
 
 
-# Notices that somebody changed the legacy tables, of which the kernel tells nobody.
+# Notices changes of the legacy tables, which the kernel does not report.
 #
 # Once a second the kernel is asked how large the tables are, and where there are none, more seldom: that costs
 # microseconds, but to wake up costs more. And iptables' programs lock a file, so when one of them lets go of it, that
-# is a reason to look. Nobody tells who it was.
+# is a reason to look. Who it was is not known.
 _log = logging.getLogger(__name__)
 
 # The kernel does not tell who.
@@ -252,7 +252,7 @@ class LegacyMonitor:
         if self._inotify < 0:
             self._open()
         if self._inotify >= 0:
-            # Does nothing while the file is the same; it may not be there yet, or somebody may have replaced it.
+            # Does nothing while the file is the same; it may not be there yet, or it may have been replaced.
             self._libc.inotify_add_watch(self._inotify, lock_path().encode(), _CLOSED)
         sizes = _sizes()
         pause = self._poll_every if sizes else self._poll_every * _LONGER

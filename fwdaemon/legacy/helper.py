@@ -1,8 +1,8 @@
 """The helper: a program of its own that works on the legacy tables of one family, `… -m fwdaemon.legacy.helper 4`.
 
-It answers requests (`fwdaemon.legacy.model`) on standard input until that ends, and with it whoever started it.
-Signals to end it are ignored, since it is of use until its owner is done. After the library has refused a rule it
-answers, and ends, because nobody knows what state the library is in then.
+It answers requests (`fwdaemon.legacy.model`) on standard input until that ends, and with it the process that started
+it. Signals to end it are ignored, since it is of use until its owner is done. After the library has refused a rule it
+answers, and ends, because it is not known what state the library is in then.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ _LIBVIRTS = "LIBVIRT_"
 class XtablesLock:
     """Holds the lock or not. For the main thread of a process that uses SIGALRM for nothing else.
 
-    The file stays open in between, so that whoever watches it sees only others come and go.
+    The file stays open in between, so that a program that watches it sees only others come and go.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class XtablesLock:
             self._held = False
 
     def _open(self) -> None:
-        """Open the file there is now; somebody may have replaced it."""
+        """Open the file there is now; it may have been replaced."""
         if self._file >= 0 and not _same(self._file, self._path):
             os.close(self._file)
             self._file = -1
@@ -92,7 +92,7 @@ def _give_up(_number: int, _frame: FrameType | None) -> None:
 # What a helper does for the daemon on one family's tables, under iptables' own lock.
 
 # A chain that is needed in no such table, for finding out what the kernel does not like. What was left of it would be
-# taken away as a chain of ours that nobody wants.
+# taken away as a chain of ours that is not wanted.
 _TRY = {TableName.FILTER: OUT, TableName.MANGLE: OUT, TableName.NAT: FWD}
 
 # One rule for each match and target that is needed.

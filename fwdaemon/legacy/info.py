@@ -34,7 +34,7 @@ _HEADER: Final = {Family.IPV4: 84, Family.IPV6: 136}
 LAYOUT: Final = {family: struct.Struct(f"@{size + 4}xHHIQQ") for family, size in _HEADER.items()}
 # The size with the data, name and revision, of a match as of a target.
 _MATCH: Final = struct.Struct("=H29sB")
-# A chain of somebody's begins with an entry whose target is named ERROR, and holds the chain's name.
+# A user-defined chain begins with an entry whose target is named ERROR, and holds the chain's name.
 _ERROR: Final = struct.Struct("=H29sB30s")
 
 
@@ -301,7 +301,7 @@ def table_info(family: Family, table: TableName) -> TableInfo:
 
 
 def chain_names(family: Family, table: TableName) -> frozenset[str]:
-    """Name the chains that somebody added to a table; none where the table is not there.
+    """Name the chains that were added to a table; none where the table is not there.
 
     Raises:
         KernelError: the kernel does not tell.
@@ -328,7 +328,7 @@ def table_entries(family: Family, table: TableName) -> bytes:
 
 
 def read_chains(family: Family, entries: bytes) -> Iterator[str]:
-    """Name the chains that somebody added, from a table's entries."""
+    """Name the chains that were added, from a table's entries."""
     start = 0
     while start < len(entries):
         target, following, *_ = LAYOUT[family].unpack_from(entries, start)

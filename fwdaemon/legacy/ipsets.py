@@ -2,7 +2,7 @@
 
 A set of our own is changed element by element, which waits for nothing: to swap or destroy one, the kernel waits until
 no packet looks there, which took 100 ms and more on a busy host. What others put into external sets stays, and comes
-back after a wipe. The kernel tells nobody of changes, so it is asked how many
+back after a wipe. The kernel reports no changes, so it is asked how many
 elements a set has. What is in it goes through ipset(8): to restore 100,000 elements takes it 0.15 s, and to list them
 0.06 s, where pyroute2 0.9.7 takes 19 s and 1.2 s. Sources: `enum ipset_cmd` and the attributes in
 linux/netfilter/ipset/ip_set.h.
@@ -41,8 +41,8 @@ _GENERIC: Final = struct.pack("=BBH", socket.AF_INET, 0, 0)  # struct nfgenmsg
 _VERSION: Final = attribute(_PROTOCOL, b"\x06")
 
 _OURS: Final = re.compile(r"KVMPF_(?:[A-Za-z][A-Za-z0-9_-]*_[46]|\+[0-9.]+_[46]|whole)")
-# It holds one address, and nobody has a reason to take that out: where it is gone, somebody flushed or destroyed all
-# sets there were. Who empties an external set alone means that.
+# It holds one address, and no one has a reason to take that out: where it is gone, another program flushed or destroyed
+# all sets there were. Who empties an external set alone means that.
 _WHOLE: Final = "KVMPF_whole"
 _WITNESS: Final = "192.0.2.1"
 _MOST: Final = 1_000_000
@@ -185,7 +185,7 @@ def _counting_down(name: str, family: Family, until: Until) -> list[str]:
 
 
 def elements_in(runner: Runner, name: str, family: Family) -> dict[Element, float | None]:
-    """Read who is in a set, each with the seconds that are left, if they end; an exception in it is nobody.
+    """Read who is in a set, each with the seconds that are left, if they end; an exception in it is left out.
 
     Raises:
         ProcessError: there is no such set.
@@ -301,13 +301,13 @@ class IpSets:
         self._filled = {name: parts for name, parts in self._filled.items() if name in wanted}
 
     def _keep_lasting(self, name: str, family: Family, until: Until) -> None:
-        """Have a set count down; one that somebody emptied before its time is filled again."""
+        """Have a set count down; one that was emptied before its time is filled again."""
         header = header_of(name)
         if header is None or (header.elements < _HALVES and until.boottime > now()):
             self._restore(_counting_down(name, family, until), "-exist")
 
     def _keep_own(self, name: str, family: Family, item: SourceSet, *, full: bool, is_whole: bool) -> bool:
-        """Fill a set of our own, unless it is right; tells whether others had changed it."""
+        """Fill a set of our own, unless it is right; gives whether others had changed it."""
         del is_whole
         known, number, header = self._filled.get(name), number_of(item.parts, family), header_of(name)
         is_known = known is item.parts or known == item.parts
@@ -335,7 +335,7 @@ class IpSets:
         self._restore(lines)
 
     def _keep_external(self, name: str, family: Family, item: SourceSet, *, full: bool, is_whole: bool) -> bool:
-        """Read a set that others fill, or put back what was in it; tells whether it was put back."""
+        """Read a set that others fill, or put back what was in it; gives whether it was put back."""
         place, header = (family, item.name), header_of(name)
         is_known = self._externals.is_seen(place) and self._seen.get(name) == header
         if header is not None and is_known and is_whole and not (full and header.elements <= _LARGE):

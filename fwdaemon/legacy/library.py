@@ -37,7 +37,7 @@ class HelperError(Exception):
     """Base of all of them.
 
     After a `final` one the process is not to be trusted any more; an `unusable` one will not go away by trying again.
-    After a `late` one nobody should wait at once again.
+    After a `late` one, do not wait at once again.
     """
 
     final = False
@@ -46,7 +46,7 @@ class HelperError(Exception):
 
 
 class LockError(HelperError):
-    """Somebody else holds iptables' lock, and goes on holding it, or it cannot be opened."""
+    """Another program holds iptables' lock, and goes on holding it, or it cannot be opened."""
 
     late = True
 
@@ -65,7 +65,7 @@ class NoTableError(HelperError):
 
 
 class RefusedError(HelperError):
-    """The library does not take a rule; what state the process is in nobody knows."""
+    """The library does not take a rule; what state the process is in is unknown."""
 
     final = True
 

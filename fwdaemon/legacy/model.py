@@ -43,7 +43,7 @@ class TableName(StrEnum):
 
 # What a rule asks that looks a packet up in an ipset, which has to be there before the rule can be made.
 SET_MATCH = "--match-set"
-# What ipsets begin with that nobody can name.
+# What ipsets begin with that cannot be named in a configuration.
 LASTING = "KVMPF_+"
 
 

@@ -118,7 +118,7 @@ def _table(name: TableName, chains: dict[str, list[Serving]]) -> Table:
 
 
 def _unique(rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """Leave out what could never be reached, and could not be told from its first appearance."""
+    """Leave out what could never be reached, and could not be distinguished from its first appearance."""
     return tuple({rule.comment: rule for rule in rules}.values())
 
 
@@ -214,8 +214,8 @@ class Plan:
     """The changes of one family's tables, in the order in which they are to be committed.
 
     `mended` are the exposures that do not work before it, `damaged` those of them whose rules differ from what was
-    committed last; `stale` names what holds rules of exposures nobody asks for. `moved` are links that are not as they
-    should be. `left` tells of chains of ours that cannot be deleted. `altered` are forwards of owners that had a rule
+    committed last; `stale` names what holds rules of exposures that are not wanted. `moved` are links that are not as
+    they should be. `left` names chains of ours that cannot be deleted. `altered` are forwards of owners that had a rule
     which is not wanted any more; only of those that an earlier run left, as are the `labels` that rules go by,
     `let_out`, digests of rules that let guests out in a way that is not wanted, `moved_owners`, whose routes led to
     another bridge, and `renamings`, under which addresses guests opened connections.
@@ -330,7 +330,7 @@ def uplinks_named(plan: Plan, family: Family, desired: Desired, among: Collectio
     """Tell by which of these interfaces, no uplinks now, an earlier run's rules may have let guests of `desired` out.
 
     A digest says nothing of itself, so it is looked for among those of the rules that each interface would have. Those
-    of a route to a bridge that nobody names any more cannot be found so: it may have let guests out by any.
+    of a route to a bridge that no entry names any more cannot be found so: it may have let guests out by any.
     """
     let_out, guests = plan.let_out, replace(desired, forwards=frozenset())
     others = (
@@ -366,7 +366,7 @@ def _moved(family: Family, wanted: ObservedTables, observed: Observed) -> list[t
 
 
 def _left(family: Family, wanted: ObservedTables, observed: Observed) -> Iterator[Fault]:
-    """Give the chains of ours nobody needs any more, and others keep all the same."""
+    """Give the chains of ours that are not needed any more, and others keep all the same."""
     program = f"{family.iptables}-legacy"
     for table, seen in observed.items():
         for chain in sorted(seen.held - wanted.get(table, Table()).chains.keys()):

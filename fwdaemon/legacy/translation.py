@@ -305,7 +305,7 @@ def _hidden(exposure: Forward | Nat, ways: Iterable[_Way]) -> Iterator[Serving]:
 
 
 def _asked(exposure: Forward | Nat, within: Subnet | None = None) -> Iterator[str]:
-    """Write the matches of an exposure's connections, of all or of clients in one subnet: their own first end tells."""
+    """Write the matches of an exposure's connections, of all or of clients in one subnet, by their own first end."""
     if isinstance(exposure, Nat):
         source = "" if within is None else f"-s {within} "
         yield f"{source}-d {host(exposure.target)} -m conntrack --ctorigdst {exposure.public}"

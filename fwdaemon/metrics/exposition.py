@@ -20,7 +20,7 @@ from typing import IO, Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.config.model import Config, MetricsSettings
 from fwdaemon.core.report import ReconcileReport
-from fwdaemon.core.types import Origin
+from fwdaemon.core.types import Job, Origin
 from fwdaemon.errors import ConfigError, PortfwdError, Problem
 from fwdaemon.kernel.process import Worker
 from fwdaemon.metrics.figures import Metric, Tally, metrics_of
@@ -61,7 +61,7 @@ class Exposition:
         self._bodies: dict[_Head, bytes] = {}
 
     def text(self) -> bytes:
-        """Give them in the form for whoever names none."""
+        """Give them in the form for clients that name none."""
         return self._answered(dict(_PLAIN), lambda *_: None)[0]
 
     def answer(self, request: bytes) -> list[bytes]:
@@ -113,7 +113,7 @@ def _handler() -> Callable[[bytes, _App], list[bytes]]:
             SimpleHandler(self.rfile, cast(IO[bytes], self.wfile), stderr, environ, multithread=False).run(self._app)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing: whoever asks could fill the journal."""
+            """Say nothing: any client could fill the journal."""
 
     return lambda request, app: Request(request, app).answer
 
@@ -194,9 +194,7 @@ _PATIENCE_S: Final = 2.0
 
 
 class Reporter:
-    """Reports what `status` gives and what was counted; `feed` tells when something changed. On the loop's thread.
-
-    `unlogged` gives how many begins and ends of connections were not logged.
+    """Reports what `status` gives and what was counted; `feed` says when something changed. On the loop's thread.
 
     A text is good for `fresh` seconds, for clients and the file, and for so many `times` as long as it took to make: so
     metrics never take more than a tenth of the interpreter's time, however many ask, in however many forms.
@@ -206,17 +204,15 @@ class Reporter:
         self,
         status: Callable[[], Awaitable[Status]],
         feed: Feed,
-        unlogged: Callable[[], int] = lambda: 0,
         *,
         fresh: float = 1.0,
         times: int = 10,
     ) -> None:
         self._status = status
         self._feed = feed
-        self._unlogged = unlogged
         self._fresh, self._times = fresh, times
         self._tally = Tally()
-        self._worker = Worker("metrics")
+        self._worker = Worker("metrics", Job.METRICS)
         self._wanted = MetricsSettings(), 0.0
         self._keeping: asyncio.Task[None] | None = None
         self._made: asyncio.Future[Exposition] | None = None
@@ -283,7 +279,7 @@ class Reporter:
             await self._work(lambda: textfile.write(exposition.text()))
         except (PortfwdError, OSError) as error:  # no thread or no descriptor is to be had
             self._warning.warn(f"no metrics are written: {error}")
-        except Exception:  # noqa: BLE001 - it is told, and the next time may be better
+        except Exception:  # noqa: BLE001 - it is logged, and the next time may be better
             _log.exception("no metrics are written: this is a bug in kvm-portfwd")
         else:
             self._warning.settle()
@@ -327,10 +323,9 @@ class Reporter:
         self._began, self._took = clock(), 0.0
         try:
             status, now = await self._status(), datetime.now(UTC)
-            tally = replace(self._tally, unlogged=self._unlogged())
         finally:
             self._took = clock() - self._began
-        return await self._work(partial(Exposition, partial(metrics_of, status, tally, now)))
+        return await self._work(partial(Exposition, partial(metrics_of, status, self._tally, now)))
 
     async def _work(self, work: Callable[[], _Result]) -> _Result:
         """Have it done by the thread, and add how long that took."""

@@ -16,7 +16,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.core.exposures import Kind
 from fwdaemon.core.report import Actor, ActorKind, ReconcileReport
-from fwdaemon.core.types import FleetState
+from fwdaemon.core.types import FleetState, Job
 from fwdaemon.status.model import Configuration, Header, Row, State, Status, Usage
 
 # What is counted while the daemon works, from its start on. Pure.
@@ -52,7 +52,7 @@ _PROGRAMS: Final = (
     (re.compile("(ip6?|x)tables[a-z0-9-]*"), Cause.IPTABLES),
     (re.compile("firewalld"), Cause.FIREWALLD),
 )
-"""Names of processes, as the kernel tells the first 15 characters of them."""
+"""Names of processes, as the kernel gives the first 15 characters of them."""
 _OTHERS: Final = {
     ActorKind.LEGACY_TABLES: Cause.LEGACY,
     ActorKind.COMMITS_LOST: Cause.UNKNOWN,
@@ -78,9 +78,8 @@ def _none_of(kinds: type[E]) -> Mapping[E, int]:
 class Tally:
     """The counters. It never changes; each reconcile gives a new one.
 
-    `within` tells how many reconciles took no longer than each of `BOUNDS_S`, `seconds` is the sum of their times.
-    `restores` counts reconciles that put back what was taken away, `ended` connections that were ended, `unlogged`
-    begins and ends of connections that should have been logged.
+    `within` counts how many reconciles took no longer than each of `BOUNDS_S`, `seconds` is the sum of their times.
+    `restores` counts reconciles that put back what was taken away, `ended` connections that were ended.
     """
 
     reconciles: Mapping[Result, int] = field(default_factory=lambda: _none_of(Result))
@@ -88,7 +87,6 @@ class Tally:
     seconds: float = 0.0
     restores: Mapping[Cause, int] = field(default_factory=lambda: _none_of(Cause))
     ended: int = 0
-    unlogged: int = 0
 
     def pass_ended(self, report: ReconcileReport, seconds: float) -> "Tally":
         """Count a reconcile that ended well."""
@@ -171,8 +169,22 @@ def _own(header: Header, now: datetime) -> Iterator[Metric]:
         tuple(Sample(state.connected, {"uri": state.uri}) for state in header.libvirt),
     )
     yield _gauge("problems", "Problems that the last reconcile left.", value=len(header.problems))
+    yield from _behind(header)
     if header.fleet is not None:
         yield from _fleet(header.fleet)
+
+
+def _behind(header: Header) -> Iterator[Metric]:
+    longest = dict.fromkeys(Job, 0.0)
+    for late in header.late:
+        longest[late.job] = max(longest[late.job], late.seconds)
+    samples = tuple(Sample(seconds, _labels(job=job)) for job, seconds in longest.items())
+    yield Metric(f"{PREFIX}late_seconds", Type.GAUGE, "For how long work goes on that takes too long.", samples)
+    for name, what, lost in (
+        ("log_lines_lost", "Log lines that were not taken in time.", header.lost_lines),
+        ("connection_log_lost", "Begins and ends of connections that could not be logged in time.", header.unlogged),
+    ):
+        yield Metric(f"{PREFIX}{name}", Type.COUNTER, what, (Sample(lost, {}, "_total"),))
 
 
 def _fleet(fleet: FleetState) -> Iterator[Metric]:
@@ -273,12 +285,6 @@ def _work(tally: Tally) -> Iterator[Metric]:
         Type.COUNTER,
         "Connections ended because their forward was removed or leads elsewhere.",
         (Sample(tally.ended, {}, "_total"),),
-    )
-    yield Metric(
-        f"{PREFIX}connection_log_lost",
-        Type.COUNTER,
-        "Begins and ends of connections that could not be logged in time.",
-        (Sample(tally.unlogged, {}, "_total"),),
     )
 
 

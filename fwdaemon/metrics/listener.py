@@ -1,6 +1,6 @@
 """Serves the metrics by HTTP, one request for each connection. What is asked and answered is `exposition`'s to say.
 
-Clients are bounded in number, rate, size and time, so that a slow or hostile one is nobody else's business. Those that
+Clients are bounded in number, rate, size and time, so that a slow or hostile one affects no other. Those that
 have not asked yet and those that take an answer have places apart. When places run out, the slowest client is cut off,
 so a crowd that says nothing or takes nothing delays no other.
 """
@@ -111,7 +111,7 @@ class Listener:
         else:
             self._warning.settle()
             if not self._endpoint.address.is_loopback:
-                # Nobody notices a packet that systemd.resource-control(5) keeps from us.
+                # Nothing shows a packet that systemd.resource-control(5) keeps from us.
                 _log.info(
                     "metrics are served on %s, to the addresses in IPAddressAllow= of the service", self._endpoint
                 )
@@ -204,8 +204,8 @@ def _cut(answer: Iterable[bytes]) -> Iterator[bytes]:
 # The file for the textfile collector of Prometheus' node exporter.
 #
 # prometheus_client's own write_to_textfile follows a link beside the file, and leaves it readable to root alone.
-# Whoever reads it sees the whole of it or none. It goes when the daemon stops, so that nobody takes it for the present;
-# after a crash its own `metrics_timestamp_seconds` tells how old it is.
+# A reader sees the whole of it or none. It goes when the daemon stops, so that it is not taken for the present;
+# after a crash its own `metrics_timestamp_seconds` says how old it is.
 
 
 class Textfile:
@@ -233,7 +233,7 @@ class Textfile:
                 path.unlink()
 
     def _write(self, text: bytes) -> None:
-        # O_EXCL follows no link that somebody else left there.
+        # O_EXCL follows no link that another user left there.
         self._beside.unlink(missing_ok=True)
         opened = os.open(self._beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
         with os.fdopen(opened, "wb") as file:

@@ -118,7 +118,7 @@ def _mask(family: Family, length: int) -> str:
 
 
 def unfilled(table: Table) -> Table:
-    """Give a table whose large sets are empty, and that lets nobody by whom these may deny: it is made in no time.
+    """Give a table whose large sets are empty, and that lets no client by which these may deny: it is made in no time.
 
     Who is let in by a large set alone waits, too.
     """
@@ -179,7 +179,7 @@ def _refusing(exposure: Exposure, admission: Admission | None, terms: Terms) -> 
     yield from _denying(exposure.family, admission)
     source = f"{exposure.family.word} saddr"
     if (rate := admission.rate) is not None:
-        # The counter is reached by what is over the limit alone, so it tells who is limited.
+        # The counter is reached by what is over the limit alone, so it shows who is limited.
         over = f"{source} limit rate over {rate} burst {rate.number} packets counter"
         yield f"update @{_RATE}{exposure.counted_as} {{ {over} }} counter drop"
     if admission.max_open is not None:
@@ -196,7 +196,7 @@ def _denying(family: Family, admission: Admission | None) -> Iterator[str]:
 
 
 def is_plain(forward: Forward) -> bool:
-    """Whether nothing is asked of who connects or when, but of whom nobody may."""
+    """Whether the only condition is who may not connect."""
     return forward.until is None and forward.admission is None and not forward.sources and forward.interface is None
 
 

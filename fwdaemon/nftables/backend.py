@@ -15,14 +15,12 @@ from fwdaemon.core.report import (
     Fault,
     FaultKind,
     GateChange,
-    Presence,
     RulesChanged,
-    Stamp,
     joined,
 )
 from fwdaemon.core.state import REFUSED_FOR_S, RENEWED_AFTER_S, Counted, Desired, Dropped
 from fwdaemon.core.text import is_interface_name
-from fwdaemon.core.types import Family, Gate
+from fwdaemon.core.types import Family, Gate, Presence, Stamp
 from fwdaemon.errors import HangingError, ProcessError
 from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.kernel.process import Runner
@@ -47,7 +45,7 @@ from fwdaemon.resolve.flows import Ended, Flow
 
 _log = logging.getLogger(__name__)
 
-# Between our look and our commit somebody else may commit. The last try does not build on what was seen.
+# Between our look and our commit another program may commit. The last try does not build on what was seen.
 _TRIES = 3
 # Each pass lists what is refused, too. These take about 30 ms.
 _REFUSED_ALONE, _MOST_REFUSED = 256, 2048
@@ -80,7 +78,7 @@ class NftablesBackend:
         self._forget()
 
     def _forget(self) -> None:
-        """Forget an earlier stay: what is remembered of it would be told as damage."""
+        """Forget an earlier stay: what is remembered of it would be reported as damage."""
         self._table_cache = TableCache()
         self._wanted: Wanted | None = None
         self._observed: Observed | None = None
@@ -214,7 +212,7 @@ class NftablesBackend:
 
     def refuse(self, flows: Collection[Flow]) -> None:
         """See `Backend.refuse`."""
-        # A family whose table is not there any more has no exposures, and nobody left to refuse.
+        # A family whose table is not there any more has no exposures, and no one left to refuse.
         flows = [flow for flow in flows if flow.family in self._committed]
         if flows:
             self._ended.forget(now := self._clock())
@@ -273,7 +271,7 @@ class NftablesBackend:
         return self._reconcile(desired, self._strange(desired))
 
     def _observe(self, desired: Desired, *, full: bool) -> Observed:
-        """Give what the kernel holds; without a listing where nobody can have changed it since we knew.
+        """Give what the kernel holds; without a listing where nothing can have changed it since we knew.
 
         What could not be read is asked for again in each full pass.
         """
@@ -310,7 +308,7 @@ class NftablesBackend:
             refused = self._commit(plan, desired.label)
             self._keeper.done()
         self._remember(plan, observed, refused)
-        # What was done is told after the commit: where it was much, that takes time.
+        # What was done is reported after the commit: where it was much, that takes time.
         gates = self._moved(plan, observed, refused, desired.label)
         result = ApplyResult(
             _served(self._table_cache, plan.mended),
@@ -386,7 +384,7 @@ class NftablesBackend:
             self._advance(replace(observed, tables=plan.tables), listed=False)
 
     def _advance(self, observed: Observed, *, listed: bool) -> None:
-        """Go on to the generation that our own commit made, if nobody else committed at the same time."""
+        """Go on to the generation that our own commit made, if no other program committed at the same time."""
         generation = following_generation(observed.generation)
         alone = current_generation() == generation
         self._observed = replace(observed, generation=generation, listed=listed) if alone else None

@@ -164,7 +164,7 @@ class _Comparison:
                 yield from set_changes(where, content, old, new, crowded=crowded)
             elif old or new:
                 yield from renewed(where, content, now, crowded=crowded)
-        # Chains that somebody else made may lead to each other.
+        # Chains that another program made may lead to each other.
         for verb in ("flush", "delete") if len(self._gone_chains) > 1 else ("delete",):
             yield from (f"{verb} chain {table} {name}" for name in sorted(self._gone_chains))
         for name in there.keys() - wanted.keys():
@@ -309,7 +309,7 @@ class Plan:
 
 
 def stale(wanted: Tables, observed: Tables) -> frozenset[str]:
-    """Name the map keys of exposures nobody asks for."""
+    """Name the map keys of exposures that are not wanted."""
     return frozenset(
         f"{table.name} {name} {{ {key} }}"
         for family, table in observed.items()

@@ -46,7 +46,7 @@ def _rules(exposures: Iterable[Forward | Nat]) -> Iterator[Rule]:
 
 
 def _asked(exposure: Forward | Nat) -> str:
-    """Write what tells an exposure's connections from others to the same guest."""
+    """Write what distinguishes an exposure's connections from others to the same guest."""
     ip = exposure.family.word
     if isinstance(exposure, Nat):
         return f"ct original {ip} daddr {exposure.public}"
@@ -62,7 +62,7 @@ def _asked(exposure: Forward | Nat) -> str:
     return " ".join(parts)
 
 
-# Where in one of our tables exposures are, which is how damage is told of the exposures it concerns. Pure.
+# Where in one of our tables exposures are, which is how damage is attributed to exposures. Pure.
 MapKey: TypeAlias = tuple[str, str]
 """The verdict map and the key by which packets come to an exposure."""
 
@@ -121,7 +121,7 @@ HOMES = "homes"
 # The set of interfaces that lead away from the host.
 UPLINKS = "uplinks"
 
-# The sets of bridges from which libvirt lets guests out, and of those into which it lets nobody; and the chain that
+# The sets of bridges from which libvirt lets guests out, and of those into which it lets no one; and the chain that
 # refuses whatever else was not forwarded before us.
 INSIDE = "inside"
 CLOSED = "closed"

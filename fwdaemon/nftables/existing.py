@@ -1,6 +1,6 @@
 """Which nftables tables, base chains and commented rules there are, asked of the kernel itself.
 
-`nft` reads every rule of the host before it tells so little. Sources: nfnetlink(7) framing, `enum nft_msg_types`,
+`nft` reads every rule of the host before it says so little. Sources: nfnetlink(7) framing, `enum nft_msg_types`,
 `NFTA_TABLE_*`, `NFTA_CHAIN_*`, `NFTA_HOOK_*` and `NFTA_RULE_*` in linux/netfilter/nf_tables.h, families in
 linux/netfilter.h, and what `nft` keeps with a rule in libnftnl/udata.h.
 """
@@ -221,7 +221,7 @@ def read_ends(message: Message) -> Iterator[End]:
         if verdict:
             yield _end(int.from_bytes(verdict.get(_VERDICT_CODE, b""), signed=True), _text(verdict, _VERDICT_CHAIN))
         if int.from_bytes(parts.get(_ELEMENT_FLAGS, b"")) & _CATCH_ALL:
-            yield End(Verdict.DECIDES)  # for whoever is not named
+            yield End(Verdict.DECIDES)  # for clients that are not named
 
 
 def _end(code: int, chain: str) -> End:
@@ -315,11 +315,12 @@ class Observer:
         except ProcessError as error:
             if error.returncode != -signal.SIGABRT:
                 raise
-            # nft ends where somebody gave a chain or set a name that is no text: what holds one is not our table.
+            # nft ends where another program gave a chain or set a name that is no text: what holds one is not our
+            # table.
             return Table(family, {}, {})
         try:
             return read_table(family, listing, known)
-        except KernelError:  # nft 1.0.6 may print nonsense for a table that somebody gave flags, which ours has not
+        except KernelError:  # nft 1.0.6 may print nonsense for a table that others gave flags, which ours has not
             return Table(family, {}, {})
 
     def gate(self, gate: Gate, wanted: Wanted) -> GateState | None:

@@ -95,7 +95,7 @@ def announced(bounds: Iterable[Bound]) -> tuple[dict[Element, float | None], lis
 
 
 class Hearing:
-    """Follows what others change in external sets: what is announced of one commit is told once it is over."""
+    """Follows what others change in external sets: what is announced of one commit is reported once it is over."""
 
     def __init__(self, externals: Externals) -> None:
         self._externals = externals
@@ -178,7 +178,7 @@ class ExternalKeeper:
     def quickly(self, made: Mapping[Family, Table]) -> tuple[dict[Family, Table], str]:
         """Give tables that are made in no time, and what puts elements back; a large set is filled by the next pass.
 
-        Whom such a set may deny is not let in until then.
+        Clients that such a set may deny are not let in until then.
         """
         places = set(external_places(made))
         slow = {place for place in places if len(self._externals.left(place, now())) > LARGE}
@@ -231,7 +231,7 @@ def _written(family: Family, element: Element, left: float | None) -> str:
 
 
 def _shut_for(table: Table, names: Iterable[str]) -> Table:
-    """Give a table that lets nobody by whom one of these sets may deny, until it is full again."""
+    """Give a table that lets no client by which one of these sets may deny, until it is full again."""
     shut = {f"{DENY}{name}" for name in names} & table.chains.keys()
     closed = {name: Chain((Rule.of("drop", "filling"),)) for name in shut}
     return Table(table.family, {**table.chains, **closed}, table.sets, table.flags) if shut else table

@@ -1,6 +1,6 @@
 """nftables' generation: a number the kernel raises with every committed change, and who committed it.
 
-The number makes "nothing has changed" cost one small message instead of a listing. The multicast group tells of each
+The number makes "nothing has changed" cost one small message instead of a listing. The multicast group reports each
 new one at once, with the process that made it, and before that of everything the commit changed. Source: nfnetlink(7)
 framing, `enum nft_msg_types` and `NFTA_GEN_*` in linux/netfilter/nf_tables.h.
 """
@@ -40,7 +40,7 @@ _ID, _PROCESS_ID, _PROCESS_NAME = 1, 2, 3
 _ELEMENTS_TABLE, _ELEMENTS_SET = 1, 2  # NFTA_SET_ELEM_LIST_TABLE and …_SET, with which such a message begins
 _NFGENMSG = struct.pack("!BBH", 0, 0, 0)
 _BUFFER = 1 << 16
-# A transaction of 10,000 forwards announces each rule; what overflows even so is told as ENOBUFS.
+# A transaction of 10,000 forwards announces each rule; what overflows even so is reported as ENOBUFS.
 _RECEIVE_BUFFER = 8 << 20
 
 
@@ -101,7 +101,7 @@ class JudgedMaps:
         self._seen: set[bytes] = set()
 
     def add(self, table: str, name: str) -> None:
-        """Have changes of its elements told from now on."""
+        """Have changes of its elements reported from now on."""
         begin = attribute(_ELEMENTS_TABLE, f"{table}\0".encode()) + attribute(_ELEMENTS_SET, f"{name}\0".encode())
         self._seen.add(begin)
         self._begins |= {begin}
@@ -164,7 +164,7 @@ def _generation(found: Mapping[int, bytes], port: int) -> Generation:
 
 
 def _enlarge(monitor: socket.socket) -> None:
-    """Ask for a large buffer; past the machine's limit that takes CAP_NET_ADMIN, which whoever runs us has."""
+    """Ask for a large buffer; past the machine's limit that takes CAP_NET_ADMIN, which we have."""
     force = 33  # SO_RCVBUFFORCE, socket(7); Python has no name for it
     try:
         monitor.setsockopt(socket.SOL_SOCKET, force, _RECEIVE_BUFFER)
@@ -174,7 +174,7 @@ def _enlarge(monitor: socket.socket) -> None:
 
 # Our own commits to nftables, known by the number each one gave the ruleset.
 #
-# A process number names nobody: in another pid namespace it is somebody else's, and each is used again some day. So a
+# A process number identifies nothing: in another pid namespace it is another's, and each is used again some day. So a
 # commit counts as ours only where the number went up by exactly one while our program ran, and that program sent it.
 # Where another commit came in between, it does not matter which is which: both count as foreign, and cost one pass.
 
@@ -185,7 +185,7 @@ _PASSED_OVER = 4096
 
 
 class Commits:
-    """Makes commits on one thread at a time, and tells on any thread which ones it made.
+    """Makes commits on one thread at a time, and knows on any thread which ones it made.
 
     `judged` are the maps of others whose changes count as a change of rules.
     """
@@ -247,16 +247,17 @@ def _nothing() -> None:
     pass
 
 
-# Hears of every change to nftables in this network namespace, and tells who made it, unless we did.
+# Hears of every change to nftables in this network namespace, and says who made it, unless we did.
 _log = logging.getLogger(__name__)
 
 
 class RulesMonitor:
-    """Calls `changed` on the asyncio loop's thread with the name and pid of whoever changed rules.
+    """Calls `changed` on the asyncio loop's thread with the name and pid of the process that changed rules.
 
     When so much happened that some of it was lost, it asks for a full pass. What is heard while a commit of ours is
-    on its way is told after that. What changed elements in sets of others alone is not told: bans come and go all the
-    time, and neither our tables nor a gate depend on them, but for the verdict maps by which others go on ahead of one.
+    on its way is reported after that. What changed only elements in sets of others is not reported: bans come and go
+    all the time, and neither our tables nor a gate depend on them, but for the verdict maps by which others go on ahead
+    of one.
     """
 
     def __init__(self, commits: Commits, changed: RulesChanged, externals: Externals | None = None) -> None:

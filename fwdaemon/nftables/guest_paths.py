@@ -175,7 +175,7 @@ def iptables_rules(listing: str) -> list[str]:
 
 def is_iptables_ours(rule: str) -> bool:
     """Whether a rule says that it is ours."""
-    # What stands inside quotes is somebody's text, ours needs none.
+    # What stands inside quotes is text of others, ours needs none.
     return f"--comment {OUR_COMMENT} " in _QUOTED.sub('""', rule)
 
 

@@ -122,7 +122,7 @@ class Target(NamedTuple):
 class Lasting:
     """What an element of a set has that vanishes by itself, at `ends` by CLOCK_BOOTTIME.
 
-    What is listed of that counts down, so elements are compared by their `comment`, which tells when it was to end.
+    What is listed of that counts down, so elements are compared by their `comment`, which says when it was to end.
     """
 
     comment: str
@@ -146,7 +146,7 @@ class Set:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Table:
-    """One of our two tables; where it was made of another, `step` tells what may be different.
+    """One of our two tables; where it was made of another, `step` says what may be different.
 
     `flags` are what nft lists of a table as such: ours has none, and one that is `dormant` does nothing.
     """
@@ -301,7 +301,7 @@ def _elements(elements: Iterable[Any], set_type: SetType) -> Iterator[tuple[str,
 
 
 def _led_to(key: Any, data: Any, set_type: SetType) -> Held:
-    """Read what an element leads to; empty where it is nothing we would write, as in a map of somebody's own."""
+    """Read what an element leads to; empty where it is nothing we would write, as in a map of another program's."""
     match data:
         case None if set_type.lasting:
             return Lasting(_comment(key))

@@ -209,8 +209,9 @@ def _dispatch(family: Family) -> tuple[Rule, ...]:
 def _plain(family: Family, name: str, bit: int) -> tuple[Rule, ...]:
     """Translate what a map of plain forwards has a target for.
 
-    Where somebody took the target away, the first rule ends after its label. That cannot be taken back, and another
-    tool's DNAT must not go by it, so the second drops the packet; the connection begins again once the target is back.
+    Where another program took the target away, the first rule ends after its label. That cannot be taken back, and
+    another tool's DNAT must not go by it, so the second drops the packet; the connection begins again once the target
+    is back.
     """
     return _translating(family, name, bit), Rule.of("drop", "all")
 

@@ -163,7 +163,7 @@ def _by_family(forwards: Iterable[Forward]) -> defaultdict[Family, list[Forward]
 # Which rules and elements count connections, and what they have counted. Pure.
 #
 # A rule that translates sees the first packet of each connection only, so its packets are connections; the bytes are
-# those of first packets, and no use to anybody. Rules that only label see every packet of a flow that nobody has
+# those of first packets, and no use to anyone. Rules that only label see every packet of a flow that has not been
 # answered yet, so they count nothing worth telling.
 Counter: TypeAlias = tuple[str, str, str]
 """The family of a table, and a chain and a rule's comment, or a map and an element's key."""
@@ -229,7 +229,7 @@ def limited_sources(listing: str) -> dict[str, dict[Address, int]]:
     for block in _LIMITING.finditer(listing):
         of_set = found.setdefault(block["name"], {})
         for element in _LIMITED.finditer(block["text"]):
-            with suppress(ValueError):  # somebody else's set
+            with suppress(ValueError):  # a set of others
                 address = ip_address(element[1])
                 of_set[address] = of_set.get(address, 0) + int(element[2])
     return found
@@ -255,7 +255,7 @@ def _counter_key(element: re.Match[str]) -> str:
 
 
 def _plain(address: str) -> str:
-    """Write an address as we do; what is none stands in somebody's comment, and is nobody's key."""
+    """Write an address as we do; what is none stands in a comment of others, and is no key."""
     try:
         return str(ip_address(address))
     except ValueError:

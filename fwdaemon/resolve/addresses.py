@@ -98,7 +98,7 @@ class SubnetIndex:
         return tuple(self._bridges.get(interface.bridge, ()))
 
     def _of_network(self, interface: GuestInterface) -> tuple[Subnet, ...]:
-        """Give the subnets of its network; of two of one name, its bridge tells which."""
+        """Give the subnets of its network; of two of one name, its bridge decides."""
         namesake = self._namesakes.get(interface.bridge)
         if namesake is not None and namesake.name == interface.network:
             return namesake.subnets
@@ -145,7 +145,7 @@ class AddressBook:
         return {other for address in differing for other in self._holders.get(address, ())}
 
     def families(self, interface: GuestInterface) -> frozenset[Family]:
-        """Give the families in which the interface's subnets are known; none for a bridge nobody described."""
+        """Give the families in which the interface's subnets are known; none for a bridge that was not described."""
         return frozenset(Family.of(subnet) for subnet in self._subnets.of(interface))
 
     def believed(
@@ -211,7 +211,7 @@ class AddressBook:
             del self._holders[address]
 
     def _two_strongest(self, address: Address) -> list[_Holder]:
-        """Give those with the best evidence. Two are enough: whoever asks is at most one of them."""
+        """Give those with the best evidence. Two are enough: the one that asks is at most one of them."""
         if address not in self._strongest:
             self._strongest[address] = nsmallest(2, self._holders.get(address, {}).values())
         return self._strongest[address]
@@ -220,7 +220,7 @@ class AddressBook:
         return self._incredible(interface, claim) or self._contested(domain, claim) or claim
 
     def _incredible(self, interface: GuestInterface, claim: LearnedAddress) -> Hindrance | None:
-        """Tell why nobody on this interface could have the address, whoever else claims it."""
+        """Give why no machine on this interface could have the address, whatever claims it."""
         address = claim.address
         if address in self._host:
             return Hindrance(HindranceKind.ADDRESS_OF_HOST, address)
@@ -239,7 +239,7 @@ class AddressBook:
         return None
 
     def _without_subnet(self, interface: GuestInterface, claim: LearnedAddress) -> Hindrance | None:
-        """Believe only the configuration where nothing tells the subnets, no one where only the family is missing."""
+        """Believe only the configuration where the subnets are unknown, no one where only the family is missing."""
         known = self._subnets.of(interface)
         if not known and claim.source is AddressSource.CONFIGURATION:
             return None

@@ -171,7 +171,7 @@ def _within(ports: PortRange, used: list[int]) -> list[int]:
 
 # Who claimed what first.
 #
-# A claim is as old as this run of its domain has made it without a break, which no inventory tells: so it is noted, and
+# A claim is as old as this run of its domain has made it without a break, which no inventory shows: so it is noted, and
 # kept for the next start. Without a note, of domains of one hypervisor the one with the lower number goes first. That
 # is the one that was started earlier, but for LXC, whose numbers are those of processes.
 _FRESH: Final = 1 << 62
@@ -215,7 +215,7 @@ class Bid(NamedTuple):
 
     @property
     def key(self) -> tuple[UUID, str, str]:
-        """What tells it from others, whatever run of the domain it is of."""
+        """What distinguishes it from others, whatever run of the domain it is of."""
         return self.domain.uuid, self.place, self.terms
 
     @classmethod

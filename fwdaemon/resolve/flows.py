@@ -44,7 +44,7 @@ class Flow:
 
     @property
     def translated(self) -> bool:
-        """Whether somebody's DNAT leads it elsewhere than its client thinks."""
+        """Whether a DNAT rule of others leads it elsewhere than its client thinks."""
         return (self.destination, self.destination_port) != (self.server, self.server_port)
 
 
@@ -111,18 +111,18 @@ class Carriers:
 
 
 def renamings(exposures: Iterable[Exposure]) -> frozenset[Renaming]:
-    """Give what tells the connections that 1:1 guests among these open."""
+    """Give by what the connections are known that 1:1 guests among these open."""
     return frozenset(exposure.renaming for exposure in exposures if isinstance(exposure, Nat))
 
 
 class Judge:
-    """Tells which flows of ours belong to no exposure that is live; `local` are the host's addresses.
+    """Finds the flows of ours that belong to no exposure that is live; `local` are the host's addresses.
 
     `removed` has just gone. A flow does not say by which interface it came in. So what may have gone through an
     exposure that went is outdated where all that carry it now are bound to other interfaces, although it could be
     theirs. Nor does it say by which it left: with `fewer_uplinks`, all that guests opened to the outside are outdated.
     What 1:1 guests open has no label, and is known by `renamed`, of which some were `left` by an earlier run.
-    `gatekeeper` tells who may not connect any more.
+    `gatekeeper` knows who may not connect any more.
     """
 
     def __init__(  # noqa: PLR0913  who is to go on depends on that many sides
@@ -161,7 +161,7 @@ class Judge:
     def _goes_on(self, carrier: Exposure, flow: Flow) -> bool:
         if _shows_client(carrier, flow, self._local):
             return False
-        # What a guest opened is nobody's to refuse but of the guest that it is to.
+        # What a guest opened is refused only for the guest that it is to.
         entered = carrier if flow.translated else self._live.routed(flow.destination)
         if self._gatekeeper is None or entered is None:
             return True
@@ -170,7 +170,7 @@ class Judge:
 
 @dataclass(frozen=True, slots=True)
 class Strangers:
-    """Tells which flows without our label began while the rules were not there that refuse such where nothing passes.
+    """Finds the flows without our label that began while the rules that refuse such where nothing passes were gone.
 
     The kernel does not say by which interfaces a flow goes, so addresses tell: `left` and `entered` are the subnets of
     networks out of which libvirt lets guests, and into which it lets everybody; `homes` those of all its networks. What
@@ -180,7 +180,7 @@ class Strangers:
 
     In the families of `partly`, only what came in by some interfaces was refused. `ways` say of subnets, the most
     specific first, whether a source there comes in by one of these alone, and `beyond` whether all others do. Where
-    that cannot be told, a flow goes on.
+    that is unknown, a flow goes on.
     """
 
     families: frozenset[Family]
@@ -316,7 +316,7 @@ def _admits(asked: Forward | Claim, flow: Flow) -> bool:
 
 
 # What guests are refused for a while, once their connections were ended. One that stands for a whole port is enough
-# where there are many: whoever looks at the rules reads all of them, and in the legacy tables each is a rule.
+# where there are many: any program that looks at the rules reads all of them, and in the legacy tables each is a rule.
 _ANYWHERE = {Family.IPV4: ip_address("0.0.0.0"), Family.IPV6: ip_address("::")}  # noqa: S104  nothing binds to these
 
 

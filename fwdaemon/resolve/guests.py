@@ -343,7 +343,7 @@ def _shared_context(inventory: Inventory) -> tuple[object, ...]:
 
 
 def possible_families(entry: ForwardEntry) -> list[Family]:
-    """The families an entry can exist in: sources of one family alone let nobody of the other in."""
+    """The families an entry can exist in: sources of one family alone let no one of the other in."""
     possible = [entry.address.version] if entry.address else list(Family)
     admitted = {subnet.version for subnet in entry.sources} or set(Family)
     return [

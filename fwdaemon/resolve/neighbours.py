@@ -1,4 +1,4 @@
-"""The neighbour table: whom it may name, for whom the host answers outside, whom to search for on a bridge. Pure."""
+"""The neighbour table: which guests it may name, and to answer for outside, and to search for on a bridge. Pure."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ def remembered(before: Iterable[Neighbour], now: Sequence[Neighbour], macs: Abst
 
     The kernel drops entries of those it has not talked to for long, and no packet reaches a guest whose forward went
     with its entry, so it would never come back. An old entry counts no more once the guest has another address of that
-    family, or somebody who is no guest has the address. Where another guest has it, both claim it: the table has room
+    family, or a machine that is no guest has the address. Where another guest has it, both claim it: the table has room
     for one only, and who spoke last need not be right.
     """
     holders = {(neighbour.device, neighbour.address): neighbour.mac for neighbour in now}
@@ -120,7 +120,7 @@ def _spot(neighbour: Neighbour) -> tuple[str, str, Family]:
 #
 # Of two hosts between which guests move, each has the whole subnet in its configuration. So an address counts only
 # while a guest that runs here shows it, from its own MAC address, on the bridge that the route leads to; as long as
-# none does, nobody is answered. Which guests those are follows from an inventory like everything else: a guest that was
+# none does, no one is answered. Which guests those are follows from an inventory like everything else: a guest that was
 # handed over runs here no more.
 
 # Of one route; a guest that shows one address after the other gets no further than this.
@@ -184,7 +184,7 @@ def inside(networks: Iterable[Network]) -> Iterator[str]:
 
 
 def closed(networks: Iterable[Network]) -> Iterator[tuple[Family, str]]:
-    """Give those into which it lets nobody, by family."""
+    """Give those into which it lets no one, by family."""
     for network in networks:
         if network.active and network.own_bridge and network.bridge is not None:
             yield from ((family, network.bridge) for family in network.closed)
@@ -215,7 +215,7 @@ def paths(networks: Iterable[Network], uplinks: Collection[str]) -> Iterator[Gue
         closed = {bridge: family in item.closed for bridge, item in inner.items() if item.forwards}
         ways = dict.fromkeys(filter(is_interface_name, uplinks), False) | closed
         for came_in, goes_out in permutations(ways, 2):
-            # Of two networks that let nobody in, neither reaches the other; what goes between uplinks is not theirs.
+            # Of two networks that let no one in, neither reaches the other; what goes between uplinks is not theirs.
             both_closed = closed.get(came_in, False) and closed.get(goes_out, False)
             if not both_closed and not closed.keys().isdisjoint((came_in, goes_out)):
                 yield GuestPath(family, came_in, goes_out, answers=ways[goes_out])

@@ -65,7 +65,7 @@ class Placer:
     ) -> Desired:
         """Give the desired state; a mistake on the way leaves nothing for the next time.
 
-        `now` is by a clock that nobody sets, as is `answered_at`, where libvirt answers; `assigned` are new ports.
+        `now` is by a clock that cannot be set, as is `answered_at`, where libvirt answers; `assigned` are new ports.
         """
         placement, self.placement = self.placement, None
         before, self._answered_at = self._answered_at, answered_at

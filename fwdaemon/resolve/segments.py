@@ -17,7 +17,7 @@ from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet
 
 
 def outside(family: Family, desired: Desired) -> list[Address]:
-    """Give the 1:1 guests that libvirt does not let out; they open connections too, which no label tells at first."""
+    """Give the 1:1 guests that libvirt does not let out; they open connections too, which have no label at first."""
     found = (nat for nat in desired.outgoing if nat.family is family and nat.bridge not in desired.inside)
     return sorted({nat.target for nat in found}, key=int)
 
@@ -39,7 +39,7 @@ def bridged(family: Family, desired: Desired) -> list[str]:
 
 
 def closed(family: Family, desired: Desired) -> list[str]:
-    """Give the bridges into which libvirt lets nobody; no name that could be read as anything else."""
+    """Give the bridges into which libvirt lets no one; no name that could be read as anything else."""
     return sorted(name for kind, name in desired.closed if kind is family and is_interface_name(name))
 
 

@@ -213,7 +213,7 @@ def guest_macs(observations: Iterable[LibvirtObservation]) -> frozenset[str]:
 
 
 def awaited_macs(inventory: Inventory) -> frozenset[str]:
-    """Give the MAC addresses of running guests for which nobody has told an address yet."""
+    """Give the MAC addresses of running guests of which no address is known yet."""
     interfaces = (interface for domain in inventory.domains if domain.running for interface in domain.interfaces)
     return frozenset(interface.mac for interface in interfaces if not interface.learned)
 
@@ -230,7 +230,7 @@ def wants_agent(inventory: Inventory, observation: LibvirtObservation) -> tuple[
 
 @dataclass(frozen=True, slots=True)
 class _Witnesses:
-    """Whom to ask about an interface."""
+    """Which hypervisor and agent to ask about an interface."""
 
     networks: Mapping[Place, list[LearnedAddress]]
     neighbours: Mapping[Place, list[LearnedAddress]]
@@ -325,7 +325,7 @@ def _is_stable(address: Address, mac: str) -> bool:
 # News of the files of DHCP servers.
 #
 # A look at the leases spares most of the looks at everything else: a lease that is renewed, or that ends when its guest
-# has long gone, is no news. And it tells the first lease of a guest, which follows from its start, from what guests can
+# has long gone, is no news. And it shows the first lease of a guest, which follows from its start, from what guests can
 # cause as often as they like.
 Leases: TypeAlias = Mapping[str, tuple[str, ...]]
 """The addresses of each MAC address, the newest lease first."""
@@ -337,7 +337,7 @@ LARGEST: Final = 1 << 19
 
 
 class LeaseNews:
-    """Tells news from repetition. `clock` gives a monotonic time in seconds."""
+    """Distinguishes news from repetition. `clock` gives a monotonic time in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -347,7 +347,7 @@ class LeaseNews:
         self._known: dict[str, Leases] = {}
 
     def follow(self, guests: AbstractSet[str], awaited: AbstractSet[str]) -> None:
-        """Say which MAC addresses guests have, and of which nobody has told an address yet.
+        """Say which MAC addresses guests have, and of which of them no address is known yet.
 
         A guest has one first lease, also where it gives that back or reboots: it could have many of them otherwise.
         """
@@ -357,7 +357,7 @@ class LeaseNews:
         self._guests, self._awaited = guests, awaited - self._had.keys()
 
     def kind(self, bridge: str, now: Leases | None) -> ReasonKind | None:
-        """Give what the file of a bridge tells, `None` for nothing; a file that cannot be read may tell anything."""
+        """Give what the file of a bridge says, `None` for nothing; a file that cannot be read may say anything."""
         before = self._known.pop(bridge, None)
         if now is None:
             return ReasonKind.LEASES

@@ -1,7 +1,7 @@
 """Judges what is asked for beside the files, and knows what is taken already. Pure.
 
 That is what a domain asks for in its metadata: which policies cover each claim, and what the rest lacks. And it is what
-somebody opens for a while. Neither takes anything from anybody.
+a user opens for a while. Neither takes anything from others.
 """
 
 from collections import defaultdict
@@ -322,7 +322,7 @@ class Unavailable:
     replaced: frozenset[Origin] = frozenset()
 
     def hindrances(self, entry: ForwardEntry) -> Iterator[tuple[PortMapping, Hindrance | None]]:
-        """Give what somebody has of what an entry asks for, and who; `None` is a domain that it is assigned to."""
+        """Give what is taken of what an entry asks for, and by whom; `None` is a domain that it is assigned to."""
         own = as_uuid(entry.domain)
         occupied = frozenset() if self.replaced else self.occupied()
         in_use = None if occupied is None else PortsInUse(occupied)

@@ -1,6 +1,6 @@
 """What becomes of packets in a base chain, and whether its rules look at who the client is. Pure.
 
-Where it cannot be told whether a rule matches, both cases are followed. A chain refuses only if every case ends so; if
+Where it is unknown whether a rule matches, both cases are followed. A chain refuses only if every case ends so; if
 some do, it may refuse.
 """
 
@@ -55,7 +55,7 @@ class Passage:
 
     What decides there because of who the client is: `selects` are rules that let another client go on, and
     `spares_others` says that another may get through, and `asks_who` that rules of the chain look at the client at all,
-    which is told only where all packets are refused. A mark may stand for clients that an earlier rule picked out:
+    which is reported only where all packets are refused. A mark may stand for clients that an earlier rule picked out:
     `by_mark` says that another mark or label may lead elsewhere, and `marked_by` who gave the packets theirs.
     """
 
@@ -241,7 +241,7 @@ _TRACKING_AT: Final = -200
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Packets' way through all chains of a hook, in order; `packets` are those that nobody refused for certain."""
+    """Packets' way through all chains of a hook, in order; `packets` are those that were not refused for certain."""
 
     passages: tuple[Passage, ...]
     packets: frozenset[Packet]
@@ -265,7 +265,7 @@ def through(
             continue
         passages.append(passage)
         if passage.judgement is Judgement.REFUSES:
-            # What follows is looked at as if it had passed, so that everything wrong is told at once.
+            # What follows is looked at as if it had passed, so that everything wrong is reported at once.
             passage = replace(passage, packets=found)
         if untracked_by is None and _all_untracked(passage.packets) and not _all_untracked(found):
             untracked_by = chain
@@ -326,9 +326,9 @@ def translations(packets: Iterable[Packet]) -> Iterator[RuleLocation]:
     yield from dict.fromkeys(packet.translated_by for packet in packets if packet.translated_by is not None)
 
 
-# Whether rules look at who the client is: what tells clients apart was put there on purpose. Pure.
+# Whether rules look at who the client is: what distinguishes clients was put there on purpose. Pure.
 
-# A packet that nobody marked.
+# A packet without a mark.
 _NO_MARKS: Final[Mapping[str, Any]] = {"mark": 0, "connmark": 0, "labels": frozenset()}
 # Documentation addresses, for a client that no list is likely to hold.
 _SOMEONE: Final[dict[Family, Address]] = {
@@ -338,7 +338,7 @@ _SOMEONE: Final[dict[Family, Address]] = {
 
 
 def asks_who(chain: BaseChain, packets: Collection[Packet], around: Surroundings) -> bool:
-    """Whether a rule of a base chain, or of one it leads to, tells clients apart, or marks, which may be of some."""
+    """Whether a rule of a base chain, or of one it leads to, distinguishes clients, or marks, which may be of some."""
     rules = [rule for name in _reached(chain.chains, chain.name) for rule in chain.chains.get(name, ())]
     return any(_is_ban(rule) or any(_tells_apart(rule, packet, around) for packet in packets) for rule in rules)
 

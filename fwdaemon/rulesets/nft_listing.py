@@ -34,7 +34,7 @@ from fwdaemon.rulesets.packet import (
 _UNKNOWN: Final = Match(lambda _packet, _surroundings: Tristate.UNKNOWN)
 _NOWHERE: Final = Surroundings({})
 
-# Whatever is neither here nor read below may match or not, and what it does cannot be told.
+# Whatever is neither here nor read below may match or not, and what it does is unknown.
 _WITHOUT_EFFECT: Final = frozenset(
     {
         "counter",
@@ -127,7 +127,7 @@ def _notrack(body: Json, sets: Sets) -> Iterator[Statement]:
 
 
 def _set_update(body: Json, sets: Sets) -> Iterator[Statement]:
-    """Take note of a set that rules fill; with a limit in it, it is a test whose outcome nobody can tell."""
+    """Take note of a set that rules fill; with a limit in it, it is a test whose outcome is unknown."""
     del sets
     if isinstance(body, dict) and body.get("stmt"):
         yield _UNKNOWN
@@ -160,7 +160,7 @@ def _redirect(body: Json, sets: Sets) -> Iterator[Statement]:
 
 
 def _looked_up(value: Json, packet: Packet, sets: Sets) -> Json:
-    """Look a value up where it is a map; `None` where that cannot be told."""
+    """Look a value up where it is a map; `None` where it is unknown."""
     if not isinstance(value, dict) or "map" not in value:
         return value
     key = value_of(value["map"]["key"], packet, _NOWHERE)

@@ -27,7 +27,7 @@ Json: TypeAlias = Any
 class Special(Enum):
     """What is no plain value.
 
-    `UNKNOWN` cannot be told. `ABSENT` is what the packet does not have, which ends a rule whatever it is compared
+    `UNKNOWN` is just that. `ABSENT` is what the packet does not have, which ends a rule whatever it is compared
     with. `OUTSIDE` is the address of a client somewhere outside, `CLIENT_PORT` a port that some client chose.
     """
 

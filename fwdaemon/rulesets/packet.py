@@ -11,7 +11,7 @@ from fwdaemon.core.types import Address, Family, Protocol, Subnet
 from fwdaemon.legacy.model import LIMITS, OWN_CHAINS
 from fwdaemon.nftables.gates import COMMENT
 
-# Logic with a third value: what cannot be told is never taken for a yes or a no (Kleene's strong logic). Pure.
+# Logic with a third value: what is unknown is never taken for a yes or a no (Kleene's strong logic). Pure.
 
 
 class Tristate(IntEnum):
@@ -28,7 +28,7 @@ def tristate_of(known: bool) -> Tristate:  # noqa: FBT001  a plain truth value i
 
 
 def negated(tristate: Tristate) -> Tristate:
-    """Give the opposite; of what cannot be told it cannot be told either."""
+    """Give the opposite; that of the unknown is unknown."""
     return Tristate(Tristate.YES - tristate)
 
 
@@ -95,7 +95,7 @@ class RuleLocation:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A packet. `None` is what nobody can tell; for `source` it is a client somewhere outside.
+    """A packet. `None` is unknown; for `source` it is a client somewhere outside.
 
     `came_in` and `goes_out` are interfaces, empty where there is none. `wanted` is where the connection's first packet
     was sent before anybody translated it, and `translated_by` the rule that did. `mark` is the packet's, `connmark` the
@@ -127,7 +127,7 @@ class Packet:
 
     @property
     def to_client(self) -> bool:
-        """Whether its port is one that a client chose, and nobody knows."""
+        """Whether its port is one that a client chose, which is unknown."""
         return self.state is State.ESTABLISHED and self.port is None
 
     def has_label(self, label: str) -> Tristate:
@@ -146,7 +146,7 @@ class Packet:
         return replace(self, labels=self.labels | {label})
 
     def marked_anyhow(self) -> "Packet":
-        """Give the same packet with marks and labels that nobody can tell."""
+        """Give the same packet with unknown marks and labels."""
         return replace(self, mark=None, connmark=None, labels=None, marked_by=None)
 
     def of_client(self, client: Address | None) -> "Packet":
@@ -181,7 +181,7 @@ class Surroundings:
         return Tristate.NO if _lies_within(subnet, self.inner) else Tristate.UNKNOWN
 
     def type_of(self, address: Address | None) -> str | None:
-        """Give the kernel's word for a kind of address, as the FIB sees it; `None` where it cannot be told."""
+        """Give the kernel's word for a kind of address, as the FIB sees it; `None` where it is unknown."""
         if address is None:
             return None
         if address in self.local or address.is_loopback:
@@ -346,7 +346,7 @@ def owner_of(location: RuleLocation) -> str:
 
 
 def owners_of(chain: BaseChain) -> str:
-    """Name everybody who has rules in a base chain, or `nobody`; one of iptables is shared, so its rules tell."""
+    """Name all who have rules in a base chain, or `nobody`; one of iptables is shared, so its rules decide."""
     owner = owner_of(chain.policy)
     if chain.system is System.NFTABLES:
         return owner

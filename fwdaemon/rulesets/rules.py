@@ -207,7 +207,7 @@ class Space:
 
     @classmethod
     def around(cls, family: Family, patterns: Iterable[str]) -> "Space":
-        """Give the space in which these patterns of interfaces can be told apart."""
+        """Give the space in which these patterns of interfaces differ."""
         return cls(family, tuple(sorted({*patterns, "lo", "+"})))
 
     @property

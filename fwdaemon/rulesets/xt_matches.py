@@ -143,7 +143,8 @@ _LONGEST_NUMBER: Final = 5
 _PLAIN_MODULES: Final = frozenset(
     {"tcp", "udp", "sctp", "multiport", "comment", "conntrack", "state", "addrtype", "iprange"}
 )
-# Matches of protocols and of modules above that are not read; others need a module of their own, which tells.
+# Matches of protocols and of modules above that are not read; others need a module of their own, by which they are
+# recognised.
 _UNREAD: Final = frozenset(
     {"--sport", "--sports", "--ports", "--src-type", "--limit-iface-in", "--limit-iface-out", "--tcp-option"}
     | {"--chunk-types", "-m", "-4", "-6"}
@@ -151,7 +152,7 @@ _UNREAD: Final = frozenset(
 # Whether a way leads back to the source. What it does not lead to gets no answer, so that to refuse it closes nothing.
 _WAY_BACK: Final = "rpfilter"
 _NEVER, _BEFORE, _AFTER, _ALWAYS = EMPTY, one(0), one(1), Spans(((0, 1),))
-# Those of a packet that nobody answered yet.
+# Those of a packet that has not been answered yet.
 _STATUSES: Final = {"DNAT": _AFTER, **dict.fromkeys(("EXPECTED", "SEEN_REPLY", "ASSURED", "CONFIRMED", "SNAT"), _NEVER)}
 _STATES: Final = {
     "NEW": _ALWAYS,

@@ -70,7 +70,7 @@ _USUAL: Final = Policy(0, "", End.ACCEPT)
 
 @dataclass(slots=True)
 class Table:
-    """One table: `family` is `None` where nothing in it tells."""
+    """One table: `family` is `None` where nothing in it shows it."""
 
     name: str
     line: int

@@ -21,6 +21,7 @@ from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.report import Fault, FaultKind, ReasonKind, ReconcileReport
 from fwdaemon.core.text import printable
+from fwdaemon.core.types import Job
 from fwdaemon.errors import ConfigError, Problem
 from fwdaemon.events import Inventories
 from fwdaemon.kernel.process import Worker
@@ -128,7 +129,7 @@ class Confirmation:
         with suppress(FileNotFoundError):
             self._path.unlink()
 
-    def prepare(self, before: Texts, newer: Mapping[Path, bytes], seconds: int | None) -> str:
+    def prepare(self, before: Texts, newer: Mapping[Path, bytes], seconds: int | None) -> Fault | None:
         """Note that newer texts are to be in force, and whether they are to be confirmed; tell why they cannot be."""
         try:
             if seconds is not None:
@@ -136,8 +137,8 @@ class Confirmation:
             else:
                 self.follow(newer)
         except OSError as error:
-            return f"what was in force before cannot be kept, so it is not loaded: {self._path}: {error.strerror}"
-        return ""
+            return Fault(FaultKind.BEFORE_NOT_KEPT, detail=f"{self._path}: {error.strerror}")
+        return None
 
     def roll_back(self) -> Loaded | None:
         """Give the configuration that comes back, and remember that it did."""
@@ -203,10 +204,10 @@ class Standing:
             lines.last_good_in_force(start.problems, start.kept_at)
             records.last_good_in_force(start.problems, start.kept_at)
 
-    async def refusal(self, loaded: Loaded, confirm: int | None) -> str:
+    async def refusal(self, loaded: Loaded, confirm: int | None) -> Fault | None:
         """Get ready for another configuration, to be confirmed in so many seconds; tell why it cannot be had."""
         if confirm is None and not (self.confirmation.waits or self.confirmation.is_over):
-            return ""
+            return None
         before = self._sources, self._lists
         return await self._written.done(lambda: self.confirmation.prepare(before, loaded.sources, confirm))
 
@@ -290,7 +291,7 @@ class ConfigReader:
         patience: float,
     ) -> None:
         self._read, self._done, self._late, self._patience = read, done, late, patience
-        self._worker = Worker("configuration")
+        self._worker = Worker("configuration", Job.CONFIGURATION)
         self._under_way: asyncio.Future[Loaded] | None = None
         self._late_at: asyncio.TimerHandle | None = None
 

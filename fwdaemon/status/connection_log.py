@@ -1,6 +1,6 @@
 """Writes to the journal when connections of forwards with `log` begin and end, in a thread of its own.
 
-The kernel tells of both. What cannot be read or written in time is counted, and holds up neither connections nor the
+The kernel reports both. What cannot be read or written in time is counted, and holds up neither connections nor the
 daemon: the thread takes a small share of a core, and so many lines a second. Meanwhile the kernel keeps what it has
 room for, and counts the rest. A filter in the kernel keeps away what no guest with such a forward answers.
 """
@@ -61,7 +61,7 @@ class _Known:
 
 
 class OpenConnections:
-    """Tells which events are of connections to be logged, and remembers when those began that are open."""
+    """Finds the events of connections to be logged, and remembers when those began that are open."""
 
     def __init__(self, most: int = _MOST_OPEN) -> None:
         self._most = most
@@ -196,8 +196,8 @@ class _Writer:
     ration: Ration
     open: OpenConnections = field(default_factory=OpenConnections)
     lost: int = 0
-    told: int = 0
-    told_at: float = field(default_factory=time.monotonic)
+    reported: int = 0
+    reported_at: float = field(default_factory=time.monotonic)
 
     def write(self, events: Iterable[Event]) -> None:
         """Write a line for each that is to be logged, while there may be lines."""
@@ -212,15 +212,15 @@ class _Writer:
 
     def tell(self, *, at_once: bool = False) -> None:
         """Say how much was lost, once in a while."""
-        now, number = time.monotonic(), self.lost - self.told
-        if number and (at_once or now >= self.told_at + _TELL_EACH_S):
-            unlogged(number, now - self.told_at)
-            self.told, self.told_at = self.lost, now
+        now, number = time.monotonic(), self.lost - self.reported
+        if number and (at_once or now >= self.reported_at + _TELL_EACH_S):
+            unlogged(number, now - self.reported_at)
+            self.reported, self.reported_at = self.lost, now
 
 
 @dataclass(slots=True)
 class _Reader:
-    """One socket, and the thread that reads it until it is to end; `wake` tells it that something changed."""
+    """One socket, and the thread that reads it until it is to end; `wake` has it notice that something changed."""
 
     source: socket.socket
     wake: int
@@ -273,6 +273,7 @@ class _Reader:
             if time.monotonic() < self._until:
                 return False
             self._read()
+            self.writer.tell(at_once=True)  # before the end is known: nothing is written after that
             self._close()
         return True
 
@@ -291,7 +292,6 @@ class _Reader:
             # While it waits, the kernel keeps what it has room for.
             if rest := self.writer.budget.rest():
                 waking.poll(rest * 1000)
-        self.writer.tell(at_once=True)
 
     def _read(self) -> None:
         for _ in range(_AT_ONCE):
@@ -309,7 +309,7 @@ def _begun(filters: list[list[Field]], buffer: int, writer: _Writer) -> _Reader:
     """Open the socket, in the network namespace of this thread, and begin to read it.
 
     Raises:
-        OSError: the kernel refused, or tells nobody of connections.
+        OSError: the kernel refused, or reports no connections.
         RuntimeError: no thread is to be had.
 
     """

@@ -16,7 +16,7 @@ from typing import Any
 from fwdaemon.core.admission import Admission
 from fwdaemon.core.exposures import Claim, Destination, Owner
 from fwdaemon.core.inventory import HindranceKind
-from fwdaemon.core.types import Address, Family, FleetState, Origin
+from fwdaemon.core.types import Address, Family, FleetState, Late, Origin
 from fwdaemon.errors import Problem
 
 # Rises when a key goes or changes its meaning; further keys may come without that.
@@ -234,7 +234,8 @@ class Header:
 
     In `confined` families forwarding was off before us, and the rules refuse what no exposure is for and what libvirt
     does not forward for its networks. On `confined_interfaces` it was off on them alone, and what comes in there is
-    refused so.
+    refused so. `late` is work that has gone on for too long, `lost_lines` how many lines of the journal were lost, and
+    `unlogged` how many begins and ends of connections that were to be logged.
     """
 
     version: str
@@ -249,6 +250,9 @@ class Header:
     confined: tuple[Family, ...] = ()
     confined_interfaces: tuple[str, ...] = ()
     fleet: FleetState | None = None
+    late: tuple[Late, ...] = ()
+    lost_lines: int = 0
+    unlogged: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Give the JSON form."""
@@ -268,6 +272,9 @@ class Header:
             "confined": list(map(int, self.confined)),
             "confined_interfaces": list(self.confined_interfaces),
             "fleet": None if self.fleet is None else fleet_as_json(self.fleet),
+            "late": [_late(late) for late in self.late],
+            "lost_log_lines": self.lost_lines,
+            "lost_connection_events": self.unlogged,
         }
 
 
@@ -335,6 +342,10 @@ def fleet_as_json(state: FleetState) -> dict[str, Any]:
 
 def _libvirt(state: LibvirtState) -> dict[str, Any]:
     return asdict(state) | {"since": time_as_json(state.since)}
+
+
+def _late(late: Late) -> dict[str, Any]:
+    return {"job": late.job.value, "about": late.about or None, "seconds": round(late.seconds, 3)}
 
 
 def _last_pass(last_pass: Pass) -> dict[str, Any]:

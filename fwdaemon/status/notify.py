@@ -1,4 +1,4 @@
-"""Tells systemd how we are: ready, reloading, stopping, in what state, and alive (sd_notify(3)).
+"""Reports to systemd how we are: ready, reloading, stopping, in what state, and alive (sd_notify(3)).
 
 Here one socket is opened at the start, and nothing waits: what cannot be sent now is sent later, in the same order.
 Without systemd nothing happens. systemd-python's `daemon.notify` opens a socket for each message, so where no
@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
+from fwdaemon.audit.journal import ARREARS
+from fwdaemon.core.types import Job
+
 _log = logging.getLogger(__name__)
 
 # How soon it is tried again while the socket is full.
@@ -27,7 +30,7 @@ _LENIENCE: Final = 5
 
 
 class Notifier:
-    """Tells what is new, in order. On the loop's thread only.
+    """Reports what is new, in order. On the loop's thread only.
 
     `environment` is where systemd says who listens (NOTIFY_SOCKET).
     """
@@ -40,6 +43,7 @@ class Notifier:
         self._waiting: deque[str] = deque()
         self._again: asyncio.TimerHandle | None = None
         self._status = ""
+        self._read: Callable[[], object] | None = None
 
     def ready(self) -> None:
         """Say that start or reload is done."""
@@ -74,7 +78,7 @@ class Notifier:
         if not self._address:
             return
         if message.startswith("STATUS=") and self._waiting and self._waiting[-1].startswith("STATUS="):
-            self._waiting.pop()  # nobody has seen it, and it is outdated
+            self._waiting.pop()  # it has not been seen, and it is outdated
         self._waiting.append(message)
         if self._again is None:
             self._send()
@@ -85,11 +89,15 @@ class Notifier:
             try:
                 self._socket.sendto(self._waiting[0].encode(errors="replace"), self._address)
             except BlockingIOError:
+                self._read = self._read or ARREARS.begin(Job.SYSTEMD)
                 self._again = asyncio.get_running_loop().call_later(_AGAIN_S, self._send)
                 return
             except OSError as error:  # systemd has gone, and took its socket with it
                 _log.debug("cannot send %r to systemd: %s", self._waiting[0], error)
             self._waiting.popleft()
+        if self._read is not None:
+            self._read()
+            self._read = None
 
 
 class Watchdog:
@@ -139,30 +147,30 @@ class Watchdog:
 
 
 class Pulse:
-    """Tells systemd all the time that we are alive, and what `status` gives, whenever that is new.
+    """Reports to systemd all the time that we are alive, and what `status` gives, whenever that is new.
 
     The status is compared with what was last sent each `period`, and `soon` after something that may have changed it,
-    in seconds. `beat` is called each time before.
+    in seconds. `beats` are called each time before.
     """
 
     def __init__(
         self,
         status: Callable[[], str],
-        beat: Callable[[], None] = lambda: None,
-        *,
+        *beats: Callable[[], None],
         period: float = 5.0,
         soon: float = 1.0,
     ) -> None:
         self.notifier = Notifier()
         self.watchdog = Watchdog(self.notifier)
-        self._status, self._beat = status, beat
+        self._status, self._beats = status, beats
         self._period, self._soon = period, soon
         self._next: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """Begin, and go on until `end`."""
         self.watchdog.feed()
-        self._beat()
+        for beat in self._beats:
+            beat()
         self.notifier.status(self._status())
         self._next = asyncio.get_running_loop().call_later(min(self._period, self.watchdog.period), self.begin)
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from fwdaemon import __version__
-from fwdaemon.audit.causes import format_cause
-from fwdaemon.audit.lines import format_fault, format_gate_fault, format_location_reason, format_setting
+from fwdaemon.audit.causes import format_cause, format_gate_fault, format_location_reason
+from fwdaemon.audit.journal import ARREARS, LATE_S
+from fwdaemon.audit.lines import format_fault, format_setting
 from fwdaemon.config.model import Config
-from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, Reason, ReconcileReport
 from fwdaemon.core.state import Desired, Dropped
-from fwdaemon.core.types import Family, FleetState, Origin
+from fwdaemon.core.types import Family, FleetState, Job, Origin
 from fwdaemon.errors import KernelError, Problem
 from fwdaemon.hostnet import routing
 from fwdaemon.kernel import conntrack
@@ -72,7 +73,10 @@ class Shared(Protocol):
 
 
 class Records:
-    """All of it; `publish` is called whenever the status changes."""
+    """All of it; `publish` is called whenever the status changes.
+
+    Work is late after `late_s` seconds, and `unlogged` gives how many begins and ends of connections were not logged.
+    """
 
     def __init__(
         self,
@@ -82,8 +86,11 @@ class Records:
         remaining: Callable[[], Mapping[Origin, OpenFor]] = dict,
         shared: Shared | None = None,
     ) -> None:
-        """Begin; `remaining` tells for how long it is open what was opened for a while."""
+        """Begin; `remaining` gives for how long what was opened for a while is open."""
+        self.late_s = LATE_S
+        self.unlogged: Callable[[], int] = int
         self._shared = shared
+        self._behind: tuple[frozenset[tuple[Job, str]], int, int] = frozenset(), 0, 0
         self._publish, self._remaining = publish, remaining
         self._began = _now()
         self._configuration = Configuration(path, self._began)
@@ -156,6 +163,13 @@ class Records:
         if failure != before:
             self._publish_now()
 
+    def check(self) -> None:
+        """Look what is late; to be called now and then."""
+        late = frozenset((late.job, late.about) for late in ARREARS.late(self.late_s))
+        if (behind := (late, ARREARS.lost_lines, self.unlogged())) != self._behind:
+            self._behind = behind
+            self._publish_now()
+
     def facts(self) -> Facts:
         """Give what the rows follow from."""
         return replace(self._facts, since=dict(self._since), open_for=self._remaining())
@@ -175,6 +189,9 @@ class Records:
             confined_in(self._facts.held),
             confined_interfaces_in(self._facts.held),
             None if self._shared is None else self._shared.state,
+            ARREARS.late(self.late_s),
+            ARREARS.lost_lines,
+            self.unlogged(),
         )
 
     def _all_problems(self) -> Iterator[AnyFault]:
@@ -281,15 +298,24 @@ class UsageReader:
 
 def _open(desired: Desired) -> Mapping[Exposure, tuple[int, int | None]] | None:
     carriers, found = Carriers(desired.exposures), dict[Exposure, tuple[int, int | None]]()
-    by_client = any(forward.sources for forward in desired.forwards)
     renamed = renamings(desired.nats)
     try:
-        for item in conntrack.open_flows(desired.label, by_client=by_client, renamed=renamed):
+        for item in conntrack.open_flows(desired.label, _octets(desired.forwards), renamed):
             if (exposure := carriers.carrier(item.flow)) is not None:
                 number, size = found.get(exposure, (0, None))
                 found[exposure] = number + item.number, size if item.size is None else item.size + (size or 0)
     except KernelError:
         return None
+    return found
+
+
+def _octets(forwards: Iterable[Forward]) -> bytearray:
+    """Give for each port how many octets of a client's address decide which forward carries it."""
+    found = bytearray(1 << 16)
+    for forward in forwards:
+        longest = max((subnet.prefixlen for subnet in forward.sources), default=0)
+        for port in range(forward.ports.first, forward.ports.last + 1) if longest else ():
+            found[port] = max(found[port], -(-longest // 8))
     return found
 
 

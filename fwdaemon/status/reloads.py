@@ -15,8 +15,9 @@ from uuid import UUID
 from fwdaemon import config as configuration
 from fwdaemon.config.files import read_regular, weak_points
 from fwdaemon.config.model import Config
+from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.text import printable
-from fwdaemon.core.types import Protocol
+from fwdaemon.core.types import Job, Protocol
 from fwdaemon.errors import ConfigError, KernelError, Problem
 from fwdaemon.hostnet.owned_state import DIRECTORY, LedTo, OwnedStateFile
 from fwdaemon.kernel.process import Worker
@@ -237,7 +238,7 @@ class Written:
         self._kept_ports = _hourly(self.ports) if self._records.is_intact else None
         self.turns = self._records.turns
         self._again_after = again_after
-        self._worker = Worker("last good configuration")
+        self._worker = Worker("last good configuration", Job.LAST_GOOD)
         self._newest: dict[str, Callable[[], bool]] = {}
         self._closed = False
 
@@ -272,14 +273,14 @@ class Written:
             self._kept_ports, self.ports = hourly, ports
             self._write("ports", lambda: self._records.keep(ports))
 
-    async def done(self, write: Callable[[], str]) -> str:
+    async def done(self, write: Callable[[], Fault | None]) -> Fault | None:
         """Write something, and tell why it could not be, or has not been for long."""
         try:
             return await asyncio.wait_for(self._worker.submit(write), _PATIENCE_S)
         except TimeoutError:
-            return "what was in force before cannot be kept, so it is not loaded: the disk does not answer"
+            return Fault(FaultKind.BEFORE_NOT_KEPT_IN_TIME)
         except KernelError as error:
-            return f"what was in force before cannot be kept, so it is not loaded: {error}"
+            return Fault(FaultKind.BEFORE_NOT_KEPT, detail=str(error))
 
     async def close(self, patience: float) -> None:
         """Wait for what is being written, and try nothing again."""
@@ -318,7 +319,7 @@ class Reloaded:
 
     problems: tuple[Problem, ...] = ()
     failure: str = ""
-    refusal: str = ""
+    refusal: Fault | None = None
 
 
 class Reloads:
@@ -356,7 +357,7 @@ class Reloads:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether somebody waits for that who has not been noted yet."""
+        """Whether a client waits for that which has not been noted yet."""
         return bool(self._changed)
 
     def changed(self) -> None:
@@ -379,7 +380,7 @@ class Reloads:
         """Say that it is wrong, and the old one stays."""
         self._answer(Reloaded(problems=tuple(problems)))
 
-    def kept_out(self, refusal: str) -> None:
+    def kept_out(self, refusal: Fault) -> None:
         """Say why it is not in force though it is right."""
         self._answer(Reloaded(refusal=refusal))
 

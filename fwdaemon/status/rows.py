@@ -31,7 +31,7 @@ class Facts:
     """All that the rows follow from, as references to what never changes.
 
     `wanted` is `None` until libvirt has answered; `held` is what the kernel was last made to hold. Where it does not
-    hold what is wanted, `failure` says why, and `lacking` what that makes of an exposure. `refused` tells why exposures
+    hold what is wanted, `failure` says why, and `lacking` what that makes of an exposure. `refused` says why exposures
     of a family cannot work, or single ones, and `since` when the counting of an exposure's connections began.
     `open_for` is for what was opened for a while, by where that is said to be asked for.
     """
@@ -223,7 +223,7 @@ def _order(row: Row) -> tuple[object, ...]:
     )
 
 
-# How the daemon is, in one line for `systemctl status`. Pure; `kvm-portfwd status` tells all of it.
+# How the daemon is, in one line for `systemctl status`. Pure; `kvm-portfwd status` shows all of it.
 _RULES_IN: Final = {"nftables": "nftables", "iptables": "legacy iptables tables"}
 _REFUSED: Final = "a newer configuration is refused"
 
@@ -246,6 +246,8 @@ def _parts(desired: Desired | None, header: Header, silent: Sequence[str]) -> It
         yield f"the last pass failed: {header.last_pass.error}"
     elif header.problems:
         yield _counted(len(header.problems), "problem")
+    if header.late:
+        yield f"{_counted(len(header.late), 'job')} late"
 
 
 def _exposures(desired: Desired) -> str:

@@ -1,6 +1,6 @@
 """Follows the files of sets, and keeps on the disk what others put into external sets.
 
-A file is looked at each second, by its times and its number on the disk: so it does not matter how somebody replaced
+A file is looked at each second, by its times and its number on the disk: so it does not matter how it was replaced
 it, nor on what file system it is. One that hangs holds up this alone. With anything wrong in one, what was read before
 stays.
 """
@@ -22,7 +22,7 @@ from fwdaemon.config.sets import MOST_LIST_BYTES, read_list
 from fwdaemon.core.admission import Element, Place, SourceSet
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.text import GrammarError, printable
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import Family, Job
 from fwdaemon.errors import KernelError, PortfwdError, Problem
 from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.kernel.process import Worker
@@ -48,7 +48,7 @@ class Read:
     problems: tuple[Problem, ...] = ()
 
 
-class Told(NamedTuple):
+class News(NamedTuple):
     """What is called on the loop's thread: with the file that `changed`, or without one if others changed a set.
 
     `keep` is called with the text of each file that changed, and `trouble` with what is wrong with some.
@@ -62,10 +62,10 @@ class Told(NamedTuple):
 class SetKeeper:
     """Both of it. All is used on the loop's thread, but `applied`."""
 
-    def __init__(self, told: Told, externals: Externals, state: Path, period: float = _PERIOD_S) -> None:
+    def __init__(self, news: News, externals: Externals, state: Path, period: float = _PERIOD_S) -> None:
         """Look at files each `period` seconds."""
         self._period = period
-        self._changed, self._keep, self._trouble = told
+        self._changed, self._keep, self._trouble = news
         self._externals, self._elements = externals, KeptElements(state)
         self._config: Config | None = None
         self._newest: Mapping[str, SourceSet] = {}
@@ -73,7 +73,8 @@ class SetKeeper:
         self._seen: dict[Path, Signature] = {}
         self._lists: dict[Path, bytes] = {}
         self._wrong: dict[Path, tuple[Fault, ...]] = {}
-        self._worker, self._writer = Worker("files of sets"), Worker("external sets")
+        self._worker = Worker("files of sets", Job.SETS)
+        self._writer = Worker("external sets", Job.EXTERNAL_SETS)
         self._next: asyncio.TimerHandle | None = None
         self._bursting = False
 
@@ -265,7 +266,7 @@ def _read_own(path: Path) -> bytes:
 
 
 def _places(records: list[Mapping[str, object]]) -> list[tuple[Place, dict[Element, float | None]]]:
-    """Read records; times of the wall clock become those of one that nobody sets, and what is over is left out."""
+    """Read records; times of the wall clock become those of one that cannot be set, and what is over is left out."""
     found = []
     for record in records:
         place = Family(int(str(record["family"]))), str(record["set"])

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from fwdaemon.audit import lines
 from fwdaemon.audit.causes import why
+from fwdaemon.audit.lines import format_fault
 from fwdaemon.config.files import MOST_BYTES, read_regular, weak_points
 from fwdaemon.config.metadata import read_opening
 from fwdaemon.config.model import Config, ForwardEntry, PortMapping
@@ -25,10 +26,10 @@ from fwdaemon.config.overlap import find_conflicts
 from fwdaemon.config.ports import parse_ports
 from fwdaemon.config.sets import settled, unknown_set
 from fwdaemon.core.inventory import Hindrance, HindranceKind
-from fwdaemon.core.report import Reason, ReasonKind
+from fwdaemon.core.report import Closing, Fault, FaultKind, Reason, ReasonKind
 from fwdaemon.core.text import GrammarError, printable
-from fwdaemon.core.types import Origin, Until, show_endpoint
-from fwdaemon.errors import ConfigError, RefusedError
+from fwdaemon.core.types import Job, Origin, Until, show_endpoint
+from fwdaemon.errors import ConfigError, PortfwdError
 from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.process import Worker
 from fwdaemon.resolve.wishes import Unavailable, opened
@@ -38,7 +39,7 @@ from fwdaemon.status.reloads import STATE, replace_whole
 _log = logging.getLogger(__name__)
 
 
-# How long something may be open, in seconds, and is where nobody says; what is to last longer belongs into the file.
+# How long something may be open, in seconds, and is by default; what is to last longer belongs into the file.
 OPEN_S, DEFAULT_S = (1, 7 * 24 * 3600), 3600
 MOST: Final = 256
 # What an opened forward has in place of the name of a file.
@@ -47,8 +48,12 @@ FILE: Final = Path("temporary")
 LOOK_S: Final = 5.0
 
 
-_LACKING: Final = "the configuration has no auto_ports any more, or no set of that name"
-_ASSIGNED: Final = "it is assigned to a domain by auto:…, or was until lately"
+class DeclinedError(PortfwdError):
+    """What a client asked for is not done."""
+
+    def __init__(self, *faults: Fault) -> None:
+        self.faults = faults
+        super().__init__(*map(format_fault, faults))
 
 
 class Now(NamedTuple):
@@ -65,7 +70,7 @@ def now() -> Now:
 
 
 def boottime() -> float:
-    """Give the seconds since the host started, sleep and all: nobody can set this clock."""
+    """Give the seconds since the host started, sleep and all: this clock cannot be set."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -211,7 +216,7 @@ class Openings:
         self._path, self.state, self.clocks = state / "temporary.json", state, clocks
         self.current = _known(state, clocks)
         self._last = max((item.number for item in self.current), default=0)
-        self._worker = Worker("what is open for a while")
+        self._worker = Worker("what is open for a while", Job.TEMPORARY)
         self._turn = asyncio.Lock()
         self._reasons: list[Reason] = []
         if self.current:
@@ -225,7 +230,8 @@ class Openings:
         self._end(gone)
         for item in gone:
             taker = claimed[item.origin]
-            lines.closed(item.domain, item.ports, _LACKING if taker is None else f"{taker} claims it")
+            cause = Closing.LACKING if taker is None else Closing.CLAIMED
+            lines.closed(item.domain, item.ports, cause, str(taker))
         return merged
 
     def remaining(self) -> Mapping[Origin, OpenFor]:
@@ -247,7 +253,7 @@ class Openings:
         """Open something once it is written down; tell where it is said to be asked for.
 
         Raises:
-            RefusedError: it cannot be opened.
+            DeclinedError: it cannot be opened.
 
         """
         async with self._turn:
@@ -273,7 +279,7 @@ class Openings:
         """Close what is open to a domain, or of that these ports, and tell which.
 
         Raises:
-            RefusedError: nothing of the kind is open, or it may be open again after a restart.
+            DeclinedError: nothing of the kind is open, or it may be open again after a restart.
 
         """
         async with self._turn:
@@ -284,11 +290,11 @@ class Openings:
                 if item.domain == domain and (not wanted or str(_parsed(item.ports)) in wanted)
             ]
             if not closed:
-                raise RefusedError(["nothing of the kind is open for a while; kvm-portfwd status tells what is"])
+                raise DeclinedError(Fault(FaultKind.NOTHING_OPEN))
             self.current = tuple(item for item in self.current if item not in closed)
             self._reasons.append(Reason(ReasonKind.CLOSED, domain, by))
             for item in closed:
-                lines.closed(item.domain, item.ports, f"by {by}")
+                lines.closed(item.domain, item.ports, Closing.ASKED, by)
             await self._write(self.current)  # it is closed even where that fails
         return tuple(item.ports for item in closed)
 
@@ -301,7 +307,7 @@ class Openings:
         self._end(ended)
         for item in ended:
             self._reasons.append(Reason(ReasonKind.ENDED, item.domain))
-            lines.closed(item.domain, item.ports, "its time is over")
+            lines.closed(item.domain, item.ports, Closing.OVER)
 
     def _end(self, items: Iterable[Temporary]) -> None:
         if gone := set(items):
@@ -314,17 +320,17 @@ class Openings:
 
     async def _checked(self, added: Sequence[Temporary], unavailable: Unavailable) -> None:
         if len(self.current) + len(added) > MOST:
-            raise RefusedError([f"more than {MOST} would be open for a while; what is to stay belongs into the file"])
+            raise DeclinedError(Fault(FaultKind.TOO_MANY_OPEN, (str(MOST),)))
         replaced = frozenset(item.origin for item in self.current if any(item.is_same(other) for other in added))
-        reasons = await self._worker.submit(lambda: [*_reasons(added, replace(unavailable, replaced=replaced))])
-        if reasons:
-            raise RefusedError(reasons)
+        faults = await self._worker.submit(lambda: [*_faults(added, replace(unavailable, replaced=replaced))])
+        if faults:
+            raise DeclinedError(*faults)
 
     async def _write(self, items: Sequence[Temporary]) -> None:
         try:
             await self._worker.submit(lambda: self._written(items))
         except OSError as error:
-            raise RefusedError([f"it cannot be kept for a restart: {self._path}: {error.strerror}"]) from error
+            raise DeclinedError(Fault(FaultKind.NOT_KEPT, (str(self._path),), error.strerror or "")) from error
 
     def _written(self, items: Sequence[Temporary]) -> None:
         replace_whole(self._path, json.dumps([item.as_json() for item in items]))
@@ -340,32 +346,39 @@ def _parsed(text: str) -> object:
     try:
         return parse_ports(text)
     except GrammarError as error:
-        raise RefusedError([str(error)]) from error
+        raise DeclinedError(Fault(FaultKind.ERROR, detail=str(error))) from error
 
 
-def _reasons(added: Sequence[Temporary], unavailable: Unavailable) -> Iterator[str]:
-    """Say why something cannot be opened."""
+def _faults(added: Sequence[Temporary], unavailable: Unavailable) -> Iterator[Fault]:
+    """Give why something cannot be opened."""
     config, entries = unavailable.config, list[ForwardEntry]()
     for item in added:
         try:
             entry = item.entry
         except ConfigError as error:
-            yield from (problem.text for problem in error.problems)
+            yield from _wrong(problem.text for problem in error.problems)
             continue
         if (known := settled(entry, config.sets)) is not None:
             entries.append(known)
         names = [found.name for found in config.sets]
-        yield from dict.fromkeys(unknown_set(name, names) for name, _ in entry.named if name not in names)
-    yield from (problem.text for problem in find_conflicts(entries))
+        yield from _wrong(unknown_set(name, names) for name, _ in entry.named if name not in names)
+    yield from _wrong(problem.text for problem in find_conflicts(entries))
     for entry in entries:
         if entry.auto and config.daemon.auto_ports is None:
-            yield 'an automatic port has no range to come from; write auto_ports = "20000-29999" in [daemon]'
+            yield Fault(FaultKind.NO_AUTO_PORTS)
         for mapping, hindrance in unavailable.hindrances(entry):
             yield _refusal(entry, mapping, hindrance)
 
 
-def _refusal(entry: ForwardEntry, mapping: PortMapping, hindrance: Hindrance | None) -> str:
+def _wrong(texts: Iterable[str]) -> Iterator[Fault]:
+    """Give each text about what was asked for, which the configuration's own reader writes, once."""
+    return (Fault(FaultKind.ERROR, detail=text) for text in dict.fromkeys(texts))
+
+
+def _refusal(entry: ForwardEntry, mapping: PortMapping, hindrance: Hindrance | None) -> Fault:
     places = (f"{show_endpoint(at, mapping.host)}/{mapping.protocol}" for at in entry.listens_on(mapping))
-    reason = _ASSIGNED if hindrance is None else why(hindrance)
-    is_known = hindrance is None or hindrance.kind is not HindranceKind.SOCKETS_UNKNOWN
-    return f"{', '.join(places)}: {reason}{'; use another port or address' if is_known else ''}"
+    where = ", ".join(places)
+    if hindrance is None:
+        return Fault(FaultKind.PORT_ASSIGNED, (where,))
+    is_known = hindrance.kind is not HindranceKind.SOCKETS_UNKNOWN
+    return Fault(FaultKind.PORT_TAKEN if is_known else FaultKind.PORT_UNKNOWN, (where,), why(hindrance))

@@ -74,7 +74,7 @@ def _network(*, active: bool) -> Callable[..., bool]:
 
 
 def _libvirtd_may_go(world: World) -> bool:
-    # What happened while the daemon could do nothing about it nobody could tell it any more.
+    # What happened while the daemon could do nothing about it is not reported to it later.
     may_hear = world.daemon != "paused" and not world.short & {"threads", "descriptors"}
     return _libvirt_works(world) and _rules_can_be_written(world) and may_hear
 

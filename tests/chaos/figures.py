@@ -71,7 +71,7 @@ def row(figures: dict[str, Any]) -> tuple[str, str, str, str]:
 def section(figures: dict[str, Any]) -> Iterator[str]:
     """Lines of Markdown below the heading."""
     carried = f"{figures['bytes'] / 1e6:.0f} MB in streams and {figures['datagrams']:,} datagrams"
-    # A record of before tells none.
+    # An older record has none.
     tries = f"{figures['tries']:,} packets that must get nowhere, " if "tries" in figures else ""
     lost = "broken" if figures["lost"] else "nothing lost"
     yield (

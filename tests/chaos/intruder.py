@@ -122,7 +122,7 @@ class Intruder:
     def _from_loopback(self) -> list[str]:
         """Say whether anything came to the guest from 127.0.0.1 since the last call, whatever its kernel made of that.
 
-        A refusal tells as much as an answer: that the host took what was sent to its own address.
+        A refusal shows as much as an answer: that the host took what was sent to its own address.
         """
         came = sum(packet[12:16] == LOOPBACK.packed for packet in _read(self._seen))
         return [f"{came} packets came to the guest from {LOOPBACK}"] if came else []

@@ -127,7 +127,7 @@ ENTRIES = {
 }
 # What is opened for a while, beside whatever is configured.
 TEMPORARY = Entry("a", (Port(8010, 80, listen=PUBLIC4_SECOND),), reserved=True)
-# Whom another program bans from everything, in a set of ours in nftables, from the first round to the last.
+# What another program bans from everything, in a set of ours in nftables, from the first round to the last.
 BANNED4, BANNING = "198.51.100.66", "banned"
 _SET = f'[[set]]\nname = "{BANNING}"\nexternal = true\n'
 # Without these the daemon can bring about nothing; of the lock, only what is in the legacy tables.

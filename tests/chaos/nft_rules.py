@@ -13,7 +13,7 @@ Item = dict[str, Any]
 _PLAIN = {f"{name}_plain": f"{name}_targets" for name in ("one_address", "every_address")}
 # The chains that are there whatever is open; all others are dispatch chains that a map leads to.
 _FRAME = frozenset({"forwards", "prerouting", "output", "postrouting", "forward", *_PLAIN})
-# What drops whom another program bans; who may connect is asked there ahead of each translation.
+# What drops clients that another program bans; who may connect is asked there ahead of each translation.
 _DENY = f"deny.{BANNING}"
 # What a 1:1 guest sends: dispatch chains for each guest, and how they begin.
 _OF_GUEST = ("from.", "as.")

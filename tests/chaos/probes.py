@@ -1,4 +1,4 @@
-"""Probes with real packets: those that a change concerns, others drawn by lot, and some that nobody may answer."""
+"""Probes with real packets: those that a change concerns, others drawn by lot, and some that no one may answer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ def _asked(version: int, protocol: str, address4: str, port: int) -> Iterator[Pr
 
 
 def expected(world: World, probe: Probe) -> str | None:
-    """Who must answer: a name, `` for nobody, `None` where that is not known to the model."""
+    """Who must answer: a name, `` for no one, `None` where that is not known to the model."""
     source = probe.source or ("192.168.121.50" if probe.origin == STEADY else PUBLIC4)
     found = answering(world, probe.protocol, probe.address, probe.port, source)
     if found is None:
@@ -105,7 +105,7 @@ def answers(world: World) -> dict[Probe, str | None]:
 
 
 def ask(stage: Stage, probe: Probe) -> str:
-    """Who answers; empty for nobody."""
+    """Who answers; empty for no one."""
     place = stage.origins[probe.origin]
     timeout = _PATIENT_S if expected(stage.world, probe) else _SILENT_S
     source = probe.source or None
@@ -118,7 +118,7 @@ def ask(stage: Stage, probe: Probe) -> str:
 
 
 def _echoed(stage: Stage, probe: Probe, timeout: float) -> str:
-    """Ask the server that only repeats what it is told; there is one of them on that port."""
+    """Ask the server that only repeats what it is sent; there is one of them on that port."""
     try:
         with stage.origins[probe.origin].connect(
             probe.address, probe.port, source=probe.source or None, timeout=timeout

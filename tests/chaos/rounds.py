@@ -158,7 +158,7 @@ class Rounds:
     def _check(self, probe: probes.Probe) -> None:
         wanted, deadline = probes.expected(self._world, probe), time.monotonic() + _ANSWERED_WITHIN_S
         while (answer := probes.ask(self._stage, probe)) != wanted:
-            # The first packet to an address that was away may be lost while it is looked for. Nobody else may answer.
+            # The first packet to an address that was away may be lost while it is looked for. No one else may answer.
             if answer or time.monotonic() > deadline:
                 raise WrongError(f"{probe}: {answer or 'nobody'} answers, not {wanted or 'nobody'}")
 
@@ -199,7 +199,7 @@ class Rounds:
                 return first + Counter(threads=_BEGUN_LATER)
 
     def _read(self, wrong: Callable[[], list[str]]) -> list[str]:
-        """Ask what is wrong, and take what the daemon told systemd: it waits for whoever should hear that."""
+        """Ask what is wrong, and take what the daemon reported to systemd: it waits until that is read."""
         if self._world.daemon != "down":
             self._stage.daemon.told()
         return wrong()

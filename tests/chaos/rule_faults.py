@@ -22,7 +22,7 @@ class RuleFault:
 
     `wipes` names what of everybody else's goes too, as `foreign.left_by` reads it. `undo` takes a foreign rule away
     again, once it was seen to be left alone. `rests` says that connections through unchanged forwards are cut by it,
-    whatever anybody does.
+    whatever any program does.
     """
 
     make: Make

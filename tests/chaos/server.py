@@ -1,4 +1,4 @@
-"""A server inside a guest: says back what it is told, on TCP port 9000 and, with its name in front, on UDP port 9001.
+"""A server inside a guest: says back what it is sent, on TCP port 9000 and, with its name in front, on UDP port 9001.
 
 Run in the guest's network namespace as `server.py NAME`, with the standard library only.
 """
@@ -34,7 +34,7 @@ def _main(name: str) -> None:
     streams, datagrams = _bound(socket.SOCK_STREAM, TCP_PORT), _bound(socket.SOCK_DGRAM, UDP_PORT)
     streams.listen(64)
     threading.Thread(target=_serve_tcp, args=(streams,), daemon=True).start()
-    print("ready", flush=True)  # noqa: T201  whoever started this waits for the word
+    print("ready", flush=True)  # noqa: T201  the parent waits for the word
     while True:
         data, peer = datagrams.recvfrom(65536)
         datagrams.sendto(name.encode() + b" " + data, peer)

@@ -99,7 +99,7 @@ class Stage:
             subnets = f"192.168.{third}.0/24", f"2001:db8:{third}::/64"
             self.host.libvirt.define_network(name, *subnets, dhcp=True, reservations=kept)
         install_bystander(self.host)
-        # A guest's own address must not answer outside, also where somebody knows the way.
+        # A guest's own address must not answer outside, also for a client that knows the way.
         for third in NETWORKS.values():
             self.host.outside.run(["ip", "route", "add", f"192.168.{third}.0/24", "via", PUBLIC4])
             self.host.outside.run(["ip", "route", "add", f"2001:db8:{third}::/64", "via", PUBLIC6])
@@ -144,7 +144,7 @@ class Stage:
         return told + self.host.run("journalctl", "--output=cat", f"--lines={_LINES}", check=False).stdout
 
     def autopsy(self) -> str:
-        """Tell what the daemon said last, and abort it if it runs, with where each thread was if Python tells."""
+        """Tell what the daemon said last, and abort it if it runs, with where each thread was if Python says."""
         told = self.log
         if self._daemon and self._daemon.process.running:
             self._daemon.process.stop(signal.SIGABRT)

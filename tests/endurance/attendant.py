@@ -12,7 +12,7 @@ _MISTAKE = "bug in kvm-portfwd"
 
 
 class Attendant:
-    """A thread beside the run. The daemon would wait for whoever reads its notifications."""
+    """A thread beside the run. The daemon would wait until its notifications are read."""
 
     def __init__(self, daemon: Daemon, every: float = _EVERY_S) -> None:
         self._daemon = daemon

@@ -20,7 +20,7 @@ _NFNLGRP_NFTABLES = 7
 _NEWGEN = 10 << 8 | 15
 _OWN_PROGRAM = Path(NFT).name.encode()
 _BUFFER = 1 << 16
-# News may be lost; and the legacy tables tell nobody.
+# News may be lost; and the legacy tables send none.
 _PATIENCE_S, _PATIENCE_LEGACY_S = 0.2, 0.01
 
 
@@ -66,6 +66,6 @@ class Commits:
 
 
 def _is_of_others(datagram: bytes) -> bool:
-    """Whether it tells of a new generation, which is told with the name of the process."""
+    """Whether it reports a new generation, which comes with the name of the process."""
     kind = int.from_bytes(datagram[4:6], sys.byteorder)
     return kind == _NEWGEN and _OWN_PROGRAM not in datagram

@@ -16,7 +16,7 @@ from tests.lab.lxc import LxcGuest
 # Of a hundred events, so many are starts and stops, the dearest; suspends and resumes; the rest defines and undefines.
 _LIVES, _PAUSES = 6, 14
 _REFUSED_PAUSE_S = 0.1
-# All guests run when nobody had to be started in so many looks.
+# All guests run when none had to be started in so many looks.
 _STILL, _STILL_S = 3, 0.3
 _SETTLED_WITHIN_S = 120.0
 
@@ -37,7 +37,7 @@ class Events:
 
     @contextmanager
     def pressed(self) -> Iterator[None]:
-        """Press in the background; whoever leaves the block waits for what is under way."""
+        """Press in the background; the end of the block waits for what is under way."""
         todo = {"lives": self._live, "pauses": self._pause, "definitions": self._define}
         threads = [threading.Thread(target=self._work, args=item, name=f"events-{item[0]}") for item in todo.items()]
         for thread in threads:
@@ -97,7 +97,7 @@ class Events:
 
 
 def _started(connection: libvirt.virConnect) -> int:
-    """Start whoever does not run, and tell how many that were."""
+    """Start those that do not run, and give how many that were."""
     ended = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_INACTIVE)
     for domain in ended:
         domain.create()

@@ -19,7 +19,7 @@ _ENOUGH = 100
 
 
 INTRODUCTION = """\
-The daemon has a thousand forwards in its file and a hundred in the kernel. libvirt is made to tell of as many events
+The daemon has a thousand forwards in its file and a hundred in the kernel. libvirt is made to report as many events
 as a busy host has in months: domains are started and stopped, suspended and resumed, defined and undefined, and another
 client of libvirt counts the events. At the same time rules are wiped, one wipe after the other: tables, chains, maps
 and sets are emptied or deleted, the gate is taken out of libvirt's chain, and one wipe in fifty takes everybody's. The

@@ -33,7 +33,7 @@ def _main(uri: str) -> None:
     connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, _count, counted)
     threading.Thread(target=_dispatch, daemon=True).start()
     while True:
-        print(json.dumps(counted), flush=True)  # noqa: T201  whoever started this reads it
+        print(json.dumps(counted), flush=True)  # noqa: T201  the parent reads it
         time.sleep(_EVERY_S)
 
 

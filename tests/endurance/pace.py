@@ -37,7 +37,7 @@ class Pace:
                 self._changed.wait(1)
 
     def stop(self) -> None:
-        """Let nobody have another turn."""
+        """Let no one have another turn."""
         with self._changed:
             self._over = True
             self._changed.notify_all()

@@ -34,7 +34,7 @@ _WARM_UP = 10
 _CALM = 100
 _SAMPLED_EVERY_S, _SAMPLES = 60.0, 5
 _WIPES = "wipes"
-# The listener tells once a second; so many times the same say that no more comes.
+# The listener reports once a second; so many times the same say that no more comes.
 _SILENT = 3
 
 

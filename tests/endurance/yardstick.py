@@ -1,4 +1,4 @@
-"""A piece of work that is always the same: how much CPU time it takes tells how much other work slows the processor.
+"""A piece of work that is always the same: how much CPU time it takes shows how much other work slows the processor.
 
 What runs beside it on a machine (another core's use of the caches, the other half of a core, another guest of its
 hypervisor) makes every program need more CPU time for the same work. What is compared over an hour is given in it.

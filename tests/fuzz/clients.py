@@ -81,7 +81,7 @@ class _Servers:
         asyncio_log = logging.getLogger("asyncio")
         self._at_end.callback(asyncio_log.setLevel, asyncio_log.level)
         asyncio_log.setLevel(logging.CRITICAL)
-        # Nobody waits here: what the pauses are for is shown in tests/unit.
+        # Nothing waits here: what the pauses are for is shown in tests/unit.
         for module, pause in PAUSES:
             self._at_end.enter_context(patch.object(module, pause, 0.0))
         directory = self._at_end.enter_context(tempfile.TemporaryDirectory(prefix="kvm-portfwd-fuzz-"))

@@ -1,7 +1,7 @@
 """Runs one target under atheris: `python -m tests.fuzz.engine TARGET [libFuzzer's options and folders]`.
 
 A process of its own, since libFuzzer ends the process it runs in. What is instrumented is the product; atheris has no
-annotations, and is there only where somebody fuzzes.
+annotations, and is there only for fuzzing.
 """
 
 import importlib

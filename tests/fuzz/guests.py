@@ -1,4 +1,4 @@
-"""What a guest, or whoever named one, can say: XML, leases, its agent, neighbour discovery, the kernel's messages."""
+"""What a guest, or its name, can say: XML, leases, its agent, neighbour discovery, the kernel's messages."""
 
 import socket
 from dataclasses import replace
@@ -55,7 +55,7 @@ _GENERIC_BYTES = 4  # nfgenmsg, which all that nfnetlink says begins with
 
 
 def domain_xml(data: bytes) -> None:
-    """Read a domain's XML. What is no XML, or has no sense, is told by the two errors that its reader expects."""
+    """Read a domain's XML. What is no XML, or has no sense, is reported by the two errors that its reader expects."""
     try:
         metadata = parse_domain(data.decode("utf-8", "replace")).metadata
     except (ParseError, ValueError):
@@ -102,7 +102,7 @@ def _allowing() -> Config:
 
 
 def _check_metadata(metadata: Metadata) -> None:
-    """Whatever it is, each element is an entry or wrong, what is wrong can be told, and nothing else is open."""
+    """Whatever it is, each element is an entry or wrong, what is wrong can be named, and nothing else is open."""
     for reading in read_metadata(metadata, "web", _UUID, ("bad",)):
         assert bool(reading.entries) != bool(reading.problems)
         assert all(text.isprintable() for text in reading.problems)

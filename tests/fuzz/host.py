@@ -1,4 +1,4 @@
-"""What the host tells of others' doings: legacy tables, counters in our own, leases, links and mounts."""
+"""What the host shows of others' doings: legacy tables, counters in our own, leases, links and mounts."""
 
 import json
 import os
@@ -46,7 +46,7 @@ _LONGEST_CHAIN, _LONGEST_NAME = 29, 28
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """A rule, or with the target ERROR what a chain of somebody's begins with; extensions are names and data."""
+    """A rule, or with the target ERROR what a user-defined chain begins with; extensions are names and data."""
 
     header: bytes
     matches: tuple[tuple[bytes, bytes], ...]
@@ -67,7 +67,7 @@ class _Rule:
 
 
 def legacy_table(data: bytes) -> None:
-    """Read a legacy table, of whole entries as the kernel's are, in which names and comments are anybody's."""
+    """Read a legacy table, of whole entries as the kernel's are, in which names and comments are any text."""
     choices = Choices(data)
     family = choices.one_of(list(Family))
     chains = [(_chain_name(choices), _rules(choices)) for _ in range(choices.number(5))]
@@ -119,7 +119,7 @@ def _text(written: bytes) -> str:
 
 
 def nft_counters(data: bytes) -> None:
-    """Read what was counted from `nft list table`, with comments of anybody's, and from what is no listing at all."""
+    """Read what was counted from `nft list table`, with any comments, and from what is no listing at all."""
     choices = Choices(data)
     changed = _COMMENT.sub(lambda found: choices.text() if choices.number(2) else found[0], _COUNTERS)
     for listing in (changed, data.decode("utf-8", "backslashreplace")):
@@ -151,7 +151,7 @@ def link_change(data: bytes) -> None:
 
 
 def mounts(data: bytes) -> None:
-    """Read /proc/self/mounts, in which sources and places are anybody's, and bytes of any kind."""
+    """Read /proc/self/mounts, in which sources and places are any bytes."""
     choices, lines, expected = Choices(data), [], []
     for _ in range(choices.number(8)):
         source, place, kind = _mangled(choices), _mangled(choices), choices.one_of((b"cgroup2", b"tmpfs"))

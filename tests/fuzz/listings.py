@@ -1,6 +1,6 @@
 """Rules of other tools, as `nft` and `iptables-save` print them, with other names, numbers and addresses in them.
 
-Both programs always print whole words of their own language, so what is changed are the words that are somebody's:
+Both programs always print whole words of their own language, so what is changed are the words that a user chose:
 names, comments, prefixes, numbers, addresses, and which rules there are.
 """
 
@@ -85,7 +85,7 @@ def _changed(listing: Any, choices: Choices) -> str:
 
 
 def _leaves(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Give where each text and number stands that is somebody's own word."""
+    """Give where each text and number stands that is a user's own word."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in pairs:
         if key in _TOGETHER:
@@ -107,7 +107,7 @@ def _other(item: str | float, choices: Choices) -> str | float:
 
 
 def written_by_iptables(data: bytes) -> None:
-    """Read `iptables-save` with a comment and an interface of anybody's, as all readers do."""
+    """Read `iptables-save` with any comment and interface, as all readers do."""
     choices = Choices(data)
     quoted = choices.text().replace("\\", "\\\\").replace('"', '\\"').replace("'", "\\'").replace("\0", "")
     save = _SAVE.replace("kvm-portfwd", f'"{quoted} "').replace('"a b "', f'"{quoted[:29]} "')

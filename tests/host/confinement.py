@@ -55,7 +55,7 @@ def tells_of_it(host: Host) -> None:
     assert report["sentence"].startswith("This is on purpose: IPv4 forwarding was off before kvm-portfwd")
 
 
-# Answers with what it was told.
+# Answers with what it was sent.
 ECHO = """
 import socketserver
 class Echo(socketserver.BaseRequestHandler):
@@ -90,7 +90,7 @@ def locked(host: Host) -> Iterator[None]:
 
 
 def flush_ours(host: Host) -> None:
-    """Take away ours alone, whoever holds iptables' lock: libvirt keeps its networks by its own rules."""
+    """Take away ours alone, whatever holds iptables' lock: libvirt keeps its networks by its own rules."""
     legacy = host.flavour.firewall is LibvirtFirewall.LEGACY
     by_another_lock = "env XTABLES_LOCKFILE=/run/another.lock iptables-legacy -F KVMPF_FWD"
     host.run(*(by_another_lock if legacy else "nft delete table ip kvm_portfwd").split())

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import libvirt
 import pytest
@@ -18,6 +19,9 @@ from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.probe import Answer, Prober
 from tests.lab.release import LibvirtFirewall
+
+if TYPE_CHECKING:
+    from tests.host.explained import Patient
 
 
 class Conversation:
@@ -66,7 +70,8 @@ class Conversation:
 
 
 HEAD = '[daemon]\nlibvirt = ["lxc:///system"]\n'
-# For what libvirt tells and whom we believe, which does not depend on the firewall: a host of each version of libvirt.
+# For what libvirt reports and what we believe, which does not depend on the firewall: a host of each version of
+# libvirt.
 each_libvirt = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 # For what our own rules and settings do: a host of each rule system. libvirt's own on iptables-nft, beside which our
 # tables are the same, are shown with where rules lead to (reach, bans, lifecycle).
@@ -91,7 +96,7 @@ class Scene:
         return self.start(head + filled(entries))
 
     def wipe(self) -> None:
-        """Take our rules of IPv4 away, as somebody else could."""
+        """Take our rules of IPv4 away, as another program could."""
         if self.host.flavour.firewall is LibvirtFirewall.LEGACY:
             self.host.run("iptables-legacy", "-w", "-t", "nat", "-F")
         else:
@@ -217,3 +222,22 @@ def libvirts_rules_kept(host: Host) -> Iterator[None]:
     finally:
         if host.snapshot_foreign() != before:
             host.libvirt.restart()
+
+
+@pytest.fixture(scope="module")
+def module_patient(module_host: Host, module_guests: tuple[LxcGuest, LxcGuest, LxcGuest]) -> Iterator["Patient"]:
+    """One host for all tests of what `explain` says; each takes `patient`."""
+    from tests.host.explained import admitted  # noqa: PLC0415  it takes from here itself
+
+    with admitted(module_host, module_guests) as patient:
+        yield patient
+
+
+@pytest.fixture
+def patient(module_patient: "Patient") -> Iterator["Patient"]:
+    """A host in good health, with a daemon that forwards port 8000 to web; what a test breaks is repaired after it."""
+    module_patient.load()
+    module_patient.host.run("conntrack", "--flush", check=False)
+    wait_until(lambda: module_patient.fetch().answered, "the forward works before the test")
+    yield module_patient
+    module_patient.mend.close()

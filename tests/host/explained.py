@@ -22,7 +22,7 @@ from tests.lab.probe import Answer
 WEB = entry("web", "8000:80", "WEB4")
 ASKED = f"{PUBLIC4}:8000"
 
-# A port that is dropped in silence is told from an open one after this long.
+# A port that is dropped in silence is known from an open one after this long.
 _PATIENCE = 0.5
 
 Deed = Callable[["Patient", "re.Match[str]"], None]
@@ -44,7 +44,7 @@ class Patient:
     # --- the daemon ------------------------------------------------------------------------------------------------
 
     def write(self, entries: str, head: str = HEAD) -> None:
-        """Write the configuration; the daemon is not told."""
+        """Write the configuration; the daemon is not notified."""
         self.config = filled(head + entries)
         self.host.write(CONFIG, self.config)
 

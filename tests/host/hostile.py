@@ -1,4 +1,4 @@
-"""What tests of hostile guests and names have in common: who is on the stage, and how to see that nobody was harmed."""
+"""What tests of hostile guests and names have in common: who is on the stage, and how to see that no one was harmed."""
 
 import json
 
@@ -40,7 +40,7 @@ def said(host: Host, *words: str) -> str:
 
 
 def is_sound(host: Host, running: Daemon) -> None:
-    """See that the daemon runs on, says nothing but lines of text, and tells its status."""
+    """See that the daemon runs on, says nothing but lines of text, and gives its status."""
     assert running.process.running
     lines = [line.text for line in running.log_lines()]
     assert not [line for line in lines if not line.isprintable() or "Traceback" in line]
@@ -48,7 +48,7 @@ def is_sound(host: Host, running: Daemon) -> None:
 
 
 def everything_told(host: Host, running: Daemon) -> str:
-    """All that the daemon tells people and programs, and what it wrote into the kernel; it has to LISTEN for that."""
+    """All that the daemon reports to users and programs, and what it wrote into the kernel; it must LISTEN for that."""
     is_sound(host, running)
     commands = (["status"], ["status", "--json"], ["plan"], ["rules"], ["explain", f"{PUBLIC4}:8000"])
     metrics = host.place.fetch(METRICS)
@@ -59,9 +59,9 @@ def everything_told(host: Host, running: Daemon) -> str:
 
 
 def leave_it_to_the_daemon(host: Host, guest: LxcGuest) -> None:
-    """Have the kernels of both ask nobody for long whether an entry is still right, which they do after five seconds.
+    """Have the kernels of both not ask for long whether an entry is still right, which they do after five seconds.
 
-    The host's would drop a wrong entry then, and a guest that asks tells where its own address is.
+    The host's would drop a wrong entry then, and a guest that asks shows where its own address is.
     """
     for there, device in ((host, host.libvirt.bridge("default")), (guest, "eth0")):
         for family in ("ipv4", "ipv6"):
@@ -69,7 +69,7 @@ def leave_it_to_the_daemon(host: Host, guest: LxcGuest) -> None:
 
 
 def as_web_or_nothing(host: Host) -> bool:
-    """Whether the port of `web` leads to it; never does it lead to anybody else."""
+    """Whether the port of `web` leads to it; never does it lead to another guest."""
     answer = host.outside.fetch(URL)
     assert not answer.answered or answer.text == f"web {CLIENT4}"
     return answer.answered

@@ -195,7 +195,7 @@ def _boot(guest: QemuGuest, elsewhere: QemuGuest) -> None:
 
 @contextmanager
 def guest_on_the_first(pair: Pair, config: str = CONFIG) -> Iterator[Move]:
-    """A guest on the first host, with addresses that no lease tells of, and a daemon on each host."""
+    """A guest on the first host, with addresses that are in no lease, and a daemon on each host."""
     with ExitStack() as at_end:
         link = Link("default", (f"{VM4}/24", f"{VM6}/64"))
         guest, elsewhere = (QemuGuest(host, "vm", link) for host in (pair.first, pair.second))

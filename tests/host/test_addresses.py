@@ -12,6 +12,9 @@ from tests.lab.host import CLIENT4, CLIENT4_OTHER_LINK, CLIENT6, OTHER_LINK4, PU
 from tests.lab.libvirt_client import Reservation
 from tests.lab.place import wait_until
 from tests.lab.qemu import ECHO_PORT
+from tests.lab.release import LibvirtFirewall
+
+pytestmark = pytest.mark.turns_on(LibvirtFirewall.NFTABLES)
 
 URL, SECOND_URL = f"http://{PUBLIC4}:8000/", f"http://{PUBLIC4}:8001/"
 HEAD = '[daemon]\nlibvirt = ["qemu:///system", "lxc:///system"]\n'
@@ -73,7 +76,7 @@ def test_a_dhcp_guest_gets_another_address(
     answers(host, f"web {CLIENT4}")
     guest.take_lease()
     # What the guest will be given when it asks again was not yet where it is; whichever of two sees it first. An
-    # inventory taken because of the old address may hold the new one before either tells.
+    # inventory taken because of the old address may hold the new one before either reports it.
     seen = r"\(.*(DHCP leases on virbr\d+ changed|neighbour 192\.168\.122\.7[78] answered from|guest has .*\.78 now)"
     running.wait_log(rf"^removed web: tcp \*:8000 -> 192\.168\.122\.77:80 {seen}")
     running.wait_log(rf"^added web: tcp \*:8000 -> 192\.168\.122\.78:80 {seen}")
@@ -90,7 +93,7 @@ def test_a_dhcp_guest_gets_another_address(
 def test_a_fixed_address_changes(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
-    """Two entries of the neighbour table name the guest; the old one counts until nobody answers there."""
+    """Two entries of the neighbour table name the guest; the old one counts until no machine answers there."""
     network("default", "192.168.122.0/24")
     guest = lxc_guest("web", Link("default", ("192.168.122.10/24",)))
     guest.speak("192.168.122.1")
@@ -176,7 +179,7 @@ def test_a_plain_bridge_and_the_neighbour_table(host: Host, lxc_guest: MakeLxcGu
 def test_a_guest_that_never_speaks_is_asked_for(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
-    """Its addresses are fixed, and it has sent nobody a packet; each family has an entry that waits for it."""
+    """Its addresses are fixed, and it has not sent a packet; each family has an entry that waits for it."""
     network("default", "192.168.122.0/24", "2001:db8:122::/64")
     guest = lxc_guest("web", Link("default", ("192.168.122.77/24", "2001:db8:122::77/64")))
     # An address made of its MAC address would be asked for by itself.
@@ -211,6 +214,7 @@ def test_only_the_guest_itself_answers_for_itself(
     assert [line.text for line in running.log_lines() if "192.168.122.78" in line.text] == []
 
 
+@pytest.mark.in_turn
 @each_backend
 @pytest.mark.usefixtures("lan")
 def test_a_bridge_with_others_in_it(host: Host, lxc_guest: MakeLxcGuest, daemon: StartDaemon) -> None:
@@ -222,7 +226,7 @@ def test_a_bridge_with_others_in_it(host: Host, lxc_guest: MakeLxcGuest, daemon:
     url = f"http://{OTHER_LINK4}:8000/"
     answers(host, f"web {OTHER_LINK4}", url)
     assert host.outside.fetch("http://198.51.101.50/").text == f"web {CLIENT4_OTHER_LINK}"
-    # No guest of ours has it any more when somebody else in that network answers.
+    # No guest of ours has it any more when another machine in that network answers.
     guest.stop()
     wait_until(lambda: not host.outside.fetch(url).answered, "the port is closed")
 
@@ -233,7 +237,7 @@ def test_a_bridge_without_an_address_of_the_host(host: Host, lxc_guest: MakeLxcG
     with plain_bridge(host):
         guest = lxc_guest("web", Link("", ("192.168.140.10/24",), bridge=BRIDGE))
         running = daemon(HEAD + entry("web", "8000:80"))
-        running.wait_log(f"^waiting web: nothing tells which addresses belong to bridge {BRIDGE}: write address = … ")
+        running.wait_log(f"^waiting web: it is not known which addresses belong to bridge {BRIDGE}: write address = … ")
         host.run("ip", "address", "add", f"{BRIDGE4}/24", "dev", BRIDGE)
         guest.speak(BRIDGE4)
         running.wait_log(r"^added web: tcp \*:8000 -> 192\.168\.140\.10:80 ")

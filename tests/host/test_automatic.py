@@ -68,6 +68,7 @@ def test_each_domain_has_a_port_of_its_own_that_outlasts_it_and_the_daemon(scene
     assert outside.fetch(at(8080)).text == f"{other} {CLIENT4}"
 
 
+@pytest.mark.in_turn
 def test_a_pattern_takes_no_port_on_which_a_process_waited_first(scene: Scene) -> None:
     host, outside = scene.host, scene.host.outside
     servers = [host.place.serve("host", "tcp", 8081), on_loopback(host, 8082)]
@@ -88,7 +89,7 @@ def test_a_pattern_takes_no_port_on_which_a_process_waited_first(scene: Scene) -
 
 
 def on_loopback(host: Host, port: int) -> Process:
-    """Have a process of the host listen where nobody else asks."""
+    """Have a process of the host listen where no one else asks."""
     program = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); print('ready'); time.sleep(3600)"
     process = host.place.popen([host.place.python, "-uc", program])
     process.wait_line("^ready$")

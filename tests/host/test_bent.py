@@ -1,4 +1,4 @@
-"""Whatever others change of what we set on the host is put back and told, also if it was changed while we were away."""
+"""Whatever others change of what we set on the host is put back and reported, also if changed while we were away."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -136,7 +136,7 @@ def _plug_in_and_out(host: Host, vm: QemuGuest, running: Daemon) -> None:
     wait_until(lambda: "eth1" in vm.run("ls", "/sys/class/net"), "the guest sees its second interface")
     vm.run("ip", "link", "set", "eth1", "up")
     vm.run("sh", "-c", "udhcpc -i eth1 -s /dhcp -T 1 -t 20 -n -q >/dev/null 2>&1 </dev/null")
-    # By its lease, by the neighbour table or by its agent, whichever tells first.
+    # By its lease, by the neighbour table or by its agent, whichever is first.
     running.wait_log(r"^added vm: tcp \*:8001 -> 192\.168\.123\.\d+:80 ")
     answers(host, f"vm {CLIENT4}", SECOND_URL)
     vm.unplug(other, 1)

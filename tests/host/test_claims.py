@@ -16,7 +16,7 @@ from tests.lab.place import wait_until
 
 
 def claim(thief: LxcGuest, address: str) -> None:
-    """Take an address and tell everybody: to nobody in particular, and with every question."""
+    """Take an address and announce it: to no one in particular, and with every question."""
     thief.run("ip", "address", "replace", f"{address}/24", "dev", "eth0")
     for asked in (address, GATEWAY4):
         thief.speak(asked, as_address=address)
@@ -51,7 +51,7 @@ def test_an_address_of_the_host_or_from_elsewhere(
 def test_an_address_that_another_guest_showed_first(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
-    """Nothing tells which of the two is right, so neither is believed; a written address settles it."""
+    """Nothing shows which of the two is right, so neither is believed; a written address settles it."""
     network("default", "192.168.122.0/24")
     lxc_guest("web", Link("default", (f"{WEB4}/24",))).speak(GATEWAY4)
     host.place.fetch(f"http://{WEB4}/")

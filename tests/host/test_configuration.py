@@ -83,6 +83,7 @@ def test_the_rules_stay_when_the_daemon_stops_unless_told_otherwise(shared_scene
     assert "removed web: tcp *:8000 -> 192.168.122.10:80 (the daemon stops" in removing.process.text()
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_an_upgrade_takes_no_rules_away_and_cuts_no_connection(shared_scene: Scene) -> None:
     scene = shared_scene
@@ -216,6 +217,7 @@ def test_a_wrong_file_at_the_start_leaves_the_last_good_one_in_force(shared_scen
     daemon.close()
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_rules_prints_what_would_be_written_and_touches_nothing(shared_scene: Scene) -> None:
     host = shared_scene.host
@@ -282,6 +284,8 @@ def test_a_gate_in_a_chain_of_the_administrator(shared_scene: Scene) -> None:
 # A file system in user space that mounts and then never answers anything.
 HANGING = """
 import ctypes, os, sys, time
+
+pytestmark = pytest.mark.turns_on(LibvirtFirewall.NFTABLES)
 device = os.open("/dev/fuse", os.O_RDWR)
 options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
 libc = ctypes.CDLL(None, use_errno=True)

@@ -42,7 +42,7 @@ from tests.lab.place import wait_until
 from tests.lab.probe import Outcome
 from tests.lab.release import LibvirtFirewall
 
-pytestmark = each_backend
+pytestmark = [each_backend, pytest.mark.turns_on(LibvirtFirewall.NFTABLES)]
 
 
 @pytest.fixture
@@ -108,6 +108,7 @@ def test_an_inner_network_stays_unreachable(host: Host, mode: str, daemon: Start
     assert reached(host) is needed
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("inner", "mode")
 @pytest.mark.parametrize("mode", ["isolated"], indirect=True)
 def test_what_refuses_is_there_again_once_the_daemon_is_if_rules_were_flushed_meanwhile(
@@ -191,11 +192,12 @@ def test_a_guest_stays_unreachable_where_libvirts_rules_were_flushed(host: Host,
     running.wait_log("^restored ")
     serves(host)
     assert host.run("sysctl", "-n", SWITCH).stdout == "1\n"
-    # Nothing listens there: whoever gets in is refused by the guest.
+    # Nothing listens there: a client that gets in is refused by the guest.
     assert host.outside.tcp(GUEST, 22, timeout=0.5).outcome is Outcome.TIMED_OUT
     assert host.outside.tcp(GUEST, 80, timeout=0.5).outcome is Outcome.TIMED_OUT
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("inner", "mode")
 @pytest.mark.parametrize("mode", ["isolated"], indirect=True)
 def test_an_inner_network_stays_unreachable_by_one_interface(
@@ -265,6 +267,7 @@ def test_a_stop_that_removes_turns_it_off(host: Host, mode: str, daemon: StartDa
     assert reached(host) is needed
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("inner", "mode")
 @pytest.mark.parametrize("mode", ["isolated"], indirect=True)
 def test_an_inner_network_of_ipv6_stays_unreachable(host: Host, daemon: StartDaemon) -> None:
@@ -322,6 +325,7 @@ def test_forwarding_stays_off_where_the_rules_that_refuse_cannot_be_made(
     assert not reached(host)
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("inner", "mode")
 @pytest.mark.parametrize("mode", ["isolated"], indirect=True)
 def test_frames_within_one_bridge_pass(host: Host, daemon: StartDaemon, request: pytest.FixtureRequest) -> None:

@@ -1,4 +1,4 @@
-"""What conflicts with an exposure on its own host is told before it hurts, once, and no longer than it is so."""
+"""What conflicts with an exposure on its own host is reported before it hurts, once, and no longer than it is so."""
 
 import re
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def at_end() -> Iterator[ExitStack]:
 
 
 def told(host: Host) -> list[str]:
-    """What the status tells of this port."""
+    """What the status shows of this port."""
     return [problem for problem in status(host)["problems"] if problem.startswith(f"port {PORT}/")]
 
 
@@ -69,6 +69,7 @@ def test_a_process_that_listens(shared_scene: Scene, at_end: ExitStack) -> None:
     assert command(host, "check").stderr == ""
 
 
+@pytest.mark.in_turn
 def test_a_rule_of_another_tool_that_ours_comes_before(shared_scene: Scene, at_end: ExitStack) -> None:
     scene, host = shared_scene, shared_scene.host
     daemon = scene.daemon(WEB)
@@ -87,6 +88,7 @@ def test_a_rule_of_another_tool_that_ours_comes_before(shared_scene: Scene, at_e
     wait_until(lambda: not told(host), "it is no longer told")
 
 
+@pytest.mark.in_turn
 def test_a_rule_of_another_tool_that_comes_before_ours(shared_scene: Scene, at_end: ExitStack) -> None:
     scene, host = shared_scene, shared_scene.host
     daemon = scene.daemon(WEB, OFTEN)

@@ -1,4 +1,4 @@
-"""Connections of an entry with `log` are told by the daemon, from their begin to their end."""
+"""Connections of an entry with `log` are logged by the daemon, from their begin to their end."""
 
 import re
 from functools import partial
@@ -21,7 +21,7 @@ def test_a_reload_begins_and_ends_the_log(shared_scene: Scene) -> None:
     wait_until(lambda: host.outside.fetch(URL).answered, "the forward works")
 
     def is_told(pattern: str) -> bool:
-        """Whether a connection that begins now, or one before, is told."""
+        """Whether a connection that begins now, or one before, is logged."""
         assert host.outside.fetch(URL).answered
         return any(re.search(pattern, line.text) for line in daemon.log_lines())
 

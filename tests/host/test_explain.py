@@ -1,6 +1,5 @@
 """`explain` names what is wrong with a host, and what it says, done to the letter, mends it."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -16,7 +15,7 @@ from tests.host.conftest import (
     filled,
     rules_have_no_part,
 )
-from tests.host.explained import ASKED, WEB, Patient, admitted
+from tests.host.explained import ASKED, WEB, Patient
 from tests.lab.domain import Link
 from tests.lab.host import (
     CLIENT4,
@@ -24,30 +23,12 @@ from tests.lab.host import (
     OTHER_LINK4,
     PUBLIC4,
     PUBLIC6,
-    Host,
 )
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
 
-_Guests = tuple[LxcGuest, LxcGuest, LxcGuest]
-
-
-@pytest.fixture(scope="module")
-def module_patient(module_host: Host, module_guests: _Guests) -> Iterator[Patient]:
-    """One host for all tests; each takes `patient`."""
-    with admitted(module_host, module_guests) as patient:
-        yield patient
-
-
-@pytest.fixture
-def patient(module_patient: Patient) -> Iterator[Patient]:
-    """A host in good health, with a daemon that forwards port 8000 to web; what a test breaks is repaired after it."""
-    module_patient.load()
-    module_patient.host.run("conntrack", "--flush", check=False)
-    wait_until(lambda: module_patient.fetch().answered, "the forward works before the test")
-    yield module_patient
-    module_patient.mend.close()
+pytestmark = pytest.mark.turns_on(LibvirtFirewall.NFTABLES)
 
 
 def port_of(guest: LxcGuest) -> str:
@@ -65,6 +46,7 @@ def nft(patient: Patient, text: str) -> None:
 # --- all is well -----------------------------------------------------------------------------------------------------
 
 
+@each_backend
 def test_it_works(patient: Patient) -> None:
     report = patient.explain(ASKED)
     assert report["works"]
@@ -287,6 +269,7 @@ def _without_reject(patient: Patient) -> str:
 # --- rules of others, and the kernel ---------------------------------------------------------------------------------
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_a_forward_chain_of_the_administrator(patient: Patient) -> None:
     nft(patient, "chain forward { type filter hook forward priority 0; policy drop; ct state established accept; }")
@@ -295,6 +278,7 @@ def test_a_forward_chain_of_the_administrator(patient: Patient) -> None:
     assert (chain["table"], chain["policy"], chain["owner"], chain["rule"]) == ("admin", "drop", "admin", None)
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_a_rule_before_connections_are_tracked(patient: Patient) -> None:
     nft(patient, "chain pre { type filter hook prerouting priority raw; tcp dport 8000 drop; }")
@@ -314,6 +298,7 @@ def test_a_rule_of_iptables_in_mangle(patient: Patient) -> None:
     assert chain["backend"] == f"iptables-{kind}"
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_another_tool_that_translates_first(patient: Patient) -> None:
     nft(patient, "chain pre { type nat hook prerouting priority -110; tcp dport 8000 dnat ip to 192.168.122.11:81; }")

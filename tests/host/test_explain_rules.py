@@ -1,6 +1,6 @@
 """`explain` reads single matches of rules as the kernel does: each is counted for a real packet, and judged.
 
-A rule that only counts tells whether the kernel thinks that it matches. What `explain` knows must agree; what it cannot
+A rule that only counts shows whether the kernel thinks that it matches. What `explain` knows must agree; what it cannot
 tell must be said so.
 """
 

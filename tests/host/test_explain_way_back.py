@@ -1,35 +1,15 @@
 """`explain` follows the guest's answer: back to this host, and out where the question came in."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
 from tests.host.conftest import HEAD, NEIGHBOUR4, each_backend, entry, rules_have_no_part
-from tests.host.explained import ASKED, WEB, Patient, admitted
+from tests.host.explained import ASKED, WEB, Patient
 from tests.lab.domain import Link
-from tests.lab.host import CLIENT4_OTHER_LINK, CLIENT4_SECOND, OTHER_LINK4, PUBLIC4, PUBLIC6, Host
+from tests.lab.host import CLIENT4_OTHER_LINK, CLIENT4_SECOND, OTHER_LINK4, PUBLIC4, PUBLIC6
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
-
-_Guests = tuple[LxcGuest, LxcGuest, LxcGuest]
-
-
-@pytest.fixture(scope="module")
-def module_patient(module_host: Host, module_guests: _Guests) -> Iterator[Patient]:
-    """One host for all tests; each takes `patient`."""
-    with admitted(module_host, module_guests) as patient:
-        yield patient
-
-
-@pytest.fixture
-def patient(module_patient: Patient) -> Iterator[Patient]:
-    """A host with a daemon that forwards port 8000 to web; what a test breaks is repaired after it."""
-    module_patient.load()
-    module_patient.host.run("conntrack", "--flush", check=False)
-    wait_until(lambda: module_patient.fetch().answered, "the forward works before the test")
-    yield module_patient
-    module_patient.mend.close()
 
 
 def without_default_route(patient: Patient) -> None:
@@ -195,6 +175,7 @@ def test_a_strict_filter_is_not_loosened_where_a_route_mends_it(patient: Patient
     assert patient.explain(*FROM_FAR)["sentence"].startswith("It works")
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_a_forward_that_masquerades_works_without_a_route(patient: Patient) -> None:
     without_default_route(patient)

@@ -56,7 +56,7 @@ def talk(move: Move, at_end: ExitStack, address: str) -> Conversation:
 
 @pytest.fixture
 def routers(pair: Pair, tmp_path: Path) -> Iterator[list[Process]]:
-    """BIRD outside and on both hosts; gives what tells of each change of the routes outside."""
+    """BIRD outside and on both hosts; gives what reports each change of the routes outside."""
     example = (EXAMPLES / "bird.conf").read_text()
     of_second = example.replace("router id 198.51.100.1", f"router id {SECOND4}")
     outside = pair.first.outside

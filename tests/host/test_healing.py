@@ -138,6 +138,7 @@ def test_libvirtd_killed_and_started(scene: Scene) -> None:
     undone(scene, disturb)
 
 
+@pytest.mark.in_turn
 def test_another_network_is_destroyed_and_started(scene: Scene) -> None:
     """Rewriting all of its rules is what libvirt does then."""
 
@@ -185,6 +186,7 @@ def test_the_daemon_killed_and_started(scene: Scene) -> None:
     assert other.goes_on()
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_the_daemon_killed_while_a_guest_stops(scene: Scene) -> None:
     first = scene.daemon(WEB + FAR)
@@ -310,5 +312,5 @@ def held_lock(host: Host) -> Iterator[None]:
 
 
 def status(host: Host) -> str:
-    """What the command tells."""
+    """What the command prints."""
     return host.portfwd("status", check=False).stdout

@@ -122,7 +122,7 @@ def test_a_configured_address_leads_to_its_guest_again(
 def test_a_configured_address_that_its_guest_hands_over_is_not_taken_back(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
-    """As high availability does: whoever had it does not answer for it any more."""
+    """As high availability does: the machine that had it does not answer for it any more."""
     web, spare, running = begun(host, network, lxc_guest, daemon, "spare")
     for address in URLS:
         leads_to(host, "web", address)

@@ -1,4 +1,4 @@
-"""Names are anybody's text: they reach neither a rule nor a line of ours as syntax, and come back out of it whole."""
+"""Names are any text: they reach neither a rule nor a line of ours as syntax, and come back out of it whole."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def answers(host: Host, port: int, name: str) -> None:
 
 
 def is_told_whole(host: Host) -> None:
-    """See that each way of asking tells the names: as they are to programs, and made harmless to people."""
+    """See that each way of asking shows the names: as they are to programs, and made harmless to people."""
     told = said(host, "status")
     assert [name for name in NAMES if shown(name) not in told] == []
     rows = json.loads(said(host, "status", "--json"))["openings"]

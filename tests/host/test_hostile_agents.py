@@ -29,7 +29,7 @@ from tests.lab.qemu import QemuGuest
 from tests.lab.release import LibvirtFirewall
 
 HEAD = '[daemon]\nlibvirt = ["qemu:///system", "lxc:///system"]\n'
-# A guest that shows no address of its own, and one that is told of its MAC address, and of what is none.
+# A guest that shows no address of its own, and one that is reported of its MAC address, and of what is none.
 MUTE = '[[forward]]\ndomain = "mute"\nports = ["8002:80"]\n'
 NOBODYS4 = "192.168.122.55"
 NO_MACS = ("zz:zz", "", "ff:ff:ff:ff:ff:ff", "\x1b[2J", "52:54:00:\n00:00:01", "x" * 200)
@@ -55,7 +55,7 @@ while :; do
     esac
 done
 """
-# 10,000 addresses on five interfaces: libvirt tells no more than 2048 of one.
+# 10,000 addresses on five interfaces: libvirt lists no more than 2048 of one.
 CROWD = """
 BEGIN {
     printf "{\\"return\\": ["
@@ -71,7 +71,7 @@ BEGIN {
 """
 # So often, and after each of them the agent ends, comes back, and is asked again.
 CROWDS = 4
-# What is told of the guest meanwhile.
+# What is reported of the guest meanwhile.
 REASONS = (
     r"10\.9\.9\.9 \(guest agent\) is outside",
     f"{GATEWAY4} belongs to the host",
@@ -95,7 +95,7 @@ def listing(*interfaces: tuple[str, str, Iterable[str]]) -> str:
 
 
 def lies(mac: str) -> list[str]:
-    """Scripts that print what an agent tells, one after the other: nothing at first; the last one never ends."""
+    """Scripts that print what an agent answers, one after the other: nothing at first; the last one never ends."""
     named = [(name, mac, ["10.9.9.9"]) for name in NAMES]
     foreign = [(f"a{number}", other, [NOBODYS4]) for number, other in enumerate((mac_of("mute"), *NO_MACS))]
     listings = [
@@ -133,7 +133,7 @@ def liar(guest: QemuGuest) -> int:
 def test_an_agent_that_lies(
     host: Host, network: MakeNetwork, qemu_guest: MakeQemuGuest, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
-    """An agent tells what its guest's interfaces have, and that is whatever the guest's root likes."""
+    """An agent lists what its guest's interfaces have, and that is whatever the guest's root likes."""
     network("default", "192.168.122.0/24", reservations=[Reservation(mac_of("web"), RESERVED4)], dhcp=True)
     web = lxc_guest("web", Link("default", (f"{RESERVED4}/24",)))
     lxc_guest("mute", Link("default"))

@@ -40,7 +40,7 @@ SERVER = b"\x36\x04" + IPv4Address(GATEWAY4).packed
 EVERYBODY = b"\xff" * 6
 
 FLOOD_S = 8.0
-# What nobody measures, of the budget: to fall asleep and to wake up, more of it where other hosts use the processor's
+# What is not measured, of the budget: to fall asleep and to wake up, more of it where other hosts use the processor's
 # caches, and what libvirt's client does with its events.
 UNSEEN = 0.4
 # What was begun while there was something left: an inventory, a pass, what follows it and the comparison after that.
@@ -59,7 +59,7 @@ def arp(operation: int, mac: bytes, address: str, target: str) -> bytes:
 
 
 def by_arp(link: socket.socket, macs: tuple[str, str]) -> Iterator[None]:
-    """Show each of 300 addresses at one MAC address, then at the other, and answer what nobody asked.
+    """Show each of 300 addresses at one MAC address, then at the other, and answer what was not asked.
 
     There are fewer than the kernel has places for in its one table for all hosts of the lab (gc_thresh3).
     """

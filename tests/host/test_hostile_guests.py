@@ -82,7 +82,7 @@ def test_a_dhcp_client_with_hostile_names(
 def claim6(thief: LxcGuest, address: str, asked: str = GATEWAY6) -> None:
     """Take an address of IPv6, and tell the host so by asking from there who has `asked` (RFC 4861, section 7.2.3)."""
     thief.run("ip", "address", "replace", f"{address}/64", "dev", "eth0", "nodad")
-    # An address from elsewhere brings no route to the host, and its router may not have told the guest of one yet.
+    # An address from elsewhere brings no route to the host, and its router may not have announced one to the guest yet.
     thief.run("ip", "route", "replace", asked, "dev", "eth0")
     thief.run("ip", "neighbour", "flush", "dev", "eth0")
     thief.place.udp(asked, 9, source=address, timeout=0.5)

@@ -1,4 +1,4 @@
-"""Leases that lie: what libvirt tells of its DHCP servers is believed no further than what a guest says of itself."""
+"""Leases that lie: what libvirt reports of its DHCP servers is believed no further than what a guest says of itself."""
 
 import json
 import re

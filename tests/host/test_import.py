@@ -58,7 +58,7 @@ class Old:
 
 @contextmanager
 def kept(host: Host, rules: Sequence[str]) -> Iterator[None]:
-    """Somebody's rules, for a while."""
+    """Rules of another program, for a while."""
     for rule in rules:
         host.run(*rule.split())
     yield
@@ -244,7 +244,7 @@ def test_routed_addresses_have_the_same_answers(
 
 @contextmanager
 def upstream(host: Host, *routes: tuple[str, str]) -> Iterator[None]:
-    """Routes to addresses by way of the host, as whoever gave it these addresses has them."""
+    """Routes to addresses by way of the host, as the network that gave it these addresses has them."""
     for address, way in routes:
         host.outside.run(["ip", "route", "add", address, "via", way])
     yield

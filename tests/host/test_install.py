@@ -82,7 +82,7 @@ def test_an_installation_that_failed_can_be_removed(installation: Installation) 
 
 @pytest.mark.parametrize("pins", ["requirements.txt", "build-requirements.txt"])
 def test_nothing_with_another_hash_is_installed(installation: Installation, pins: str) -> None:
-    """As if somebody had put another file on PyPI in the place of one that is pinned."""
+    """As if another file had been put on PyPI in the place of one that is pinned."""
     installation.there.run("sed", "-i", f"s/sha256:[0-9a-f]*/sha256:{0:064}/", f"/root/checkout/scripts/{pins}")
     refused = installation.install(check=False)
     assert refused.returncode == 1

@@ -64,6 +64,7 @@ def test_guest_answers_its_host_and_is_closed_to_outside(
     assert host.outside.fetch("http://192.168.122.10/").outcome is Outcome.REFUSED
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("address", ["192.168.122.10", "2001:db8:122::10"])
 def test_every_protocol_reaches_a_guest(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, address: str

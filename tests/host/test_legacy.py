@@ -21,6 +21,7 @@ FAR = entry("far", "9000", "FAR4")
 CROWD, SECONDS = 12, 12
 
 
+@pytest.mark.in_turn
 @pytest.mark.on(LibvirtFirewall.LEGACY)
 def test_no_rule_of_anybody_is_lost_in_a_crowd(scene: Scene) -> None:
     daemon = scene.daemon(WEB + FAR)
@@ -79,7 +80,7 @@ def test_the_daemon_itself_never_loads_python_iptables(shared_scene: Scene) -> N
 
 @pytest.mark.parametrize("refusal", [("-A", "FORWARD", "-j", "DROP"), ("-P", "FORWARD", "DROP")], ids=" ".join)
 def test_the_other_rule_system_refuses_everything(shared_scene: Scene, refusal: tuple[str, ...]) -> None:
-    """Whoever else has a forward chain, and in whichever system: one refusal would be enough."""
+    """Whatever else has a forward chain, and in whichever system: one refusal would be enough."""
     host = shared_scene.host
     on_legacy = host.flavour.firewall is LibvirtFirewall.LEGACY
     other = "iptables-nft" if on_legacy else "iptables-legacy"

@@ -71,7 +71,7 @@ def test_forwards_answer_on_the_loopback_addresses(shared_scene: Scene, address:
 
 @rules_have_no_part
 def test_a_large_answer_comes_whole_and_ends(shared_scene: Scene) -> None:
-    """Whoever closes its side first still gets all that the other has to say."""
+    """The end that closes its side first still gets all that the other has to say."""
     scene = shared_scene
     server = scene.far.serve_tcp(9000)
     scene.daemon(entry("far", "9000", "FAR4"), LOCAL)
@@ -99,7 +99,9 @@ def _echoed(client: socket.socket, said: bytes) -> bytes:
     return heard
 
 
-@pytest.mark.parametrize("state", ["running", "wiped", "stopped"])
+@pytest.mark.parametrize(
+    "state", ["running", *(pytest.param(state, marks=pytest.mark.in_turn) for state in ("wiped", "stopped"))]
+)
 def test_nobody_else_gets_to_127_0_0_0(shared_scene: Scene, state: str) -> None:
     scene, host = shared_scene, shared_scene.host
     secret = host.place.serve("secret", "tcp", 7777)

@@ -38,6 +38,7 @@ def routes_are_restored(shared_scene: Scene) -> None:
     shared_scene.web.run("ip", "-6", "route", "replace", "default", "via", HOST6)
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("cut_off")
 @pytest.mark.parametrize(("guest", "public", "own"), [("WEB4", PUBLIC4, HOST4), ("WEB6", PUBLIC6, HOST6)])
 def test_a_guest_without_a_default_route_answers(shared_scene: Scene, guest: str, public: str, own: str) -> None:
@@ -55,6 +56,7 @@ def test_a_guest_without_a_default_route_answers(shared_scene: Scene, guest: str
     scene.answers(lambda: scene.neighbour.place.fetch(url(public, 8000)), f"web {own}")
 
 
+@pytest.mark.in_turn
 def test_other_forwards_to_the_same_port_show_the_client(shared_scene: Scene) -> None:
     shared_scene.daemon(
         entry("web", "8000:80", "WEB4", HIDDEN)
@@ -71,6 +73,7 @@ def test_other_forwards_to_the_same_port_show_the_client(shared_scene: Scene) ->
     shared_scene.answers(lambda: outside.fetch(url(PUBLIC4_SECOND, 8000)), f"web {CLIENT4}")
 
 
+@pytest.mark.in_turn
 def test_one_address_may_masquerade_beside_every_address(shared_scene: Scene) -> None:
     shared_scene.daemon(
         entry("web", "8000:80", "WEB4") + entry("web", "8000:80", "WEB4", f'listen = "{PUBLIC4_SECOND}"\n{HIDDEN}')
@@ -80,6 +83,7 @@ def test_one_address_may_masquerade_beside_every_address(shared_scene: Scene) ->
     shared_scene.answers(lambda: outside.fetch(url(PUBLIC4_SECOND, 8000)), f"web {HOST4}")
 
 
+@pytest.mark.in_turn
 def test_interfaces_and_sources_tell_which_forward_it_was(shared_scene: Scene) -> None:
     shared_scene.daemon(
         entry("web", "8000:80", "WEB4", f'interface = "eth0"\n{HIDDEN}')
@@ -93,6 +97,7 @@ def test_interfaces_and_sources_tell_which_forward_it_was(shared_scene: Scene) -
         shared_scene.answers(partial(outside.fetch, url(OTHER_LINK4, port)), f"web {CLIENT4_OTHER_LINK}")
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("cut_off")
 def test_a_client_that_goes_on_sending_is_answered_once_it_is_masqueraded(shared_scene: Scene) -> None:
     shared_scene.web.serve_udp(53)

@@ -161,7 +161,7 @@ def test_what_is_asked_for_on_every_address_is_not_on_one_that_is_another_guests
     daemon.reload_with(HEAD + public)
     assert page(scene, 8080) == f"neighbour {CLIENT4}"
     assert outside.fetch(url(MAIL4, 8080)).text == f"web {CLIENT4}"
-    # Held by the host for its own reasons, the address leads to nobody else while its guest is off.
+    # Held by the host for its own reasons, the address leads nowhere else while its guest is off.
     withdraw(scene, scene.web)
     wait_until(lambda: not holds(host, MAIL4), "the address goes")
     daemon.reload_with(f'{HEAD}{public}[[nat]]\ndomain = "nobody"\npublic = "{MAIL4}"\n')
@@ -174,6 +174,7 @@ def test_what_is_asked_for_on_every_address_is_not_on_one_that_is_another_guests
         host.run("ip", "address", "del", f"{MAIL4}/32", "dev", "eth0")
 
 
+@pytest.mark.in_turn
 def test_a_new_definition_counts_from_the_next_start_and_a_clone_gets_what_is_left(scene: Scene) -> None:
     ask(scene, scene.web, '<forward ports="8000:80"/>')
     daemon = scene.daemon(ALLOW)
@@ -240,6 +241,7 @@ class GuestWithDisk(QemuGuest):
         (Path(f"/proc/{self.host.init}/root") / self._disk.lstrip("/")).write_bytes(image)
 
 
+@pytest.mark.in_turn
 def test_a_guest_that_is_reverted_gets_what_it_asked_for_then(
     host: Host, network: MakeNetwork, daemon: StartDaemon
 ) -> None:
@@ -285,6 +287,7 @@ class TransientGuest(LxcGuest):
         return self
 
 
+@pytest.mark.in_turn
 def test_a_transient_guest_keeps_what_it_asks_for_over_reboots(scene: Scene) -> None:
     """There is no definition but the live one, so what was changed there since the start stays, too."""
     guest = TransientGuest(scene.host, "web-passing", Link("default", ("192.168.122.21/24",))).start()

@@ -21,6 +21,8 @@ WITHOUT_LIBRARY = """
 import sys
 sys.modules["prometheus_client"] = None
 from fwdaemon.cli import main
+
+pytestmark = pytest.mark.turns_on(LibvirtFirewall.NFTABLES)
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -64,6 +66,7 @@ def served_is(scene: Scene, expected: float, name: str, **labels: str) -> None:
     wait_until(lambda: value(served(scene), name, **labels) == expected, f"{name} {labels}: {expected}")
 
 
+@pytest.mark.in_turn
 @each_backend
 @pytest.mark.usefixtures("directory")
 def test_what_happens_is_measured(scene: Scene) -> None:
@@ -91,7 +94,7 @@ def test_what_happens_is_measured(scene: Scene) -> None:
     found = served(scene)
     assert value(found, "openings", state="active") == 0
     assert value(found, "connections_total") is None
-    # Connections end beside the reconcile, and the next one tells.
+    # Connections end beside the reconcile, and the next one reports it.
     wait_until(lambda: bool(value(served(scene), "ended_connections_total")), "ended connections are counted")
 
     assert value(found, "config_last_reload_successful") == 1

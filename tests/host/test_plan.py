@@ -1,6 +1,8 @@
-"""`plan` tells what would change, and changes nothing."""
+"""`plan` shows what would change, and changes nothing."""
 
 import json
+
+import pytest
 
 from tests.host.conftest import HEAD, Scene, each_backend, entry, filled
 from tests.lab.command import Completed
@@ -30,6 +32,7 @@ def everything(host: Host) -> str:
     return "".join(host.run(*listing.split()).stdout for listing in listings)
 
 
+@pytest.mark.in_turn
 def test_a_plan_tells_what_would_change_and_changes_nothing(shared_scene: Scene) -> None:
     host = shared_scene.host
     host.write("/etc/portfwd.toml", HEAD + ENTRIES)
@@ -45,6 +48,7 @@ def test_a_plan_tells_what_would_change_and_changes_nothing(shared_scene: Scene)
     ]
 
 
+@pytest.mark.in_turn
 def test_with_everything_in_place_there_is_nothing_to_change(shared_scene: Scene) -> None:
     host = shared_scene.host
     daemon = shared_scene.daemon(ENTRIES)
@@ -55,6 +59,7 @@ def test_with_everything_in_place_there_is_nothing_to_change(shared_scene: Scene
     assert (as_json["schema_version"], as_json["changes"], as_json["add"]) == (1, False, [])
 
 
+@pytest.mark.in_turn
 def test_what_is_there_for_nothing_would_go(shared_scene: Scene) -> None:
     host = shared_scene.host
     daemon = shared_scene.daemon(ENTRIES)

@@ -83,7 +83,7 @@ def test_a_forward_goes_before_it(shared_scene: Scene) -> None:
 
 @pytest.mark.in_turn
 def test_neighbours_learn_at_once_who_has_it_now(shared_scene: Scene) -> None:
-    """Whoever had the address before is forgotten, though the neighbour believes to know."""
+    """The machine that had the address before is forgotten, though the neighbour believes to know."""
     outside, strange = shared_scene.host.outside, "02:00:00:00:00:99"
     for address in (MAIL4, MAIL6):
         outside.run(["ip", "neighbour", "replace", address, "lladdr", strange, "dev", "eth0", "nud", "reachable"])
@@ -136,6 +136,7 @@ def test_what_the_admin_assigned_himself_stays(shared_scene: Scene, request: pyt
     assert holds(host, OWN4)
 
 
+@pytest.mark.in_turn
 def test_the_end_of_it_ends_its_connections_and_no_other(shared_scene: Scene) -> None:
     scene = shared_scene
     scene.web.serve_tcp(7000)
@@ -149,6 +150,7 @@ def test_the_end_of_it_ends_its_connections_and_no_other(shared_scene: Scene) ->
     assert other.goes_on()
 
 
+@pytest.mark.in_turn
 def test_a_refusal_of_what_the_guest_opens_holds(shared_scene: Scene, request: pytest.FixtureRequest) -> None:
     """An administrator who keeps guests from sending mail is not outranked by the gate that lets their answers in."""
     scene, host = shared_scene, shared_scene.host

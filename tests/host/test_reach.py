@@ -53,7 +53,6 @@ def test_the_host_reaches_its_own_public_address(shared_scene: Scene) -> None:
         shared_scene.answers(partial(shared_scene.host.place.fetch, url(public, 8000)), f"web {own}")
 
 
-@pytest.mark.everywhere
 @pytest.mark.parametrize("netfilter_on_bridges", ["0", "1"])
 def test_guests_reach_it_through_the_public_address(shared_scene: Scene, netfilter_on_bridges: str) -> None:
     for family in ("iptables", "ip6tables"):
@@ -87,6 +86,7 @@ def test_tcp_and_udp_in_one(shared_scene: Scene) -> None:
     shared_scene.answers(lambda: shared_scene.host.outside.tcp(PUBLIC4, 5353), f"web {CLIENT4}")
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_ranges_keep_or_shift_their_ports(shared_scene: Scene) -> None:
     for port in (7002, 7012, 7022):
@@ -102,6 +102,7 @@ def test_ranges_keep_or_shift_their_ports(shared_scene: Scene) -> None:
     assert not outside.tcp(PUBLIC4, 7012).answered
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_one_address_goes_before_every_address(shared_scene: Scene) -> None:
     shared_scene.daemon(
@@ -116,6 +117,7 @@ def test_one_address_goes_before_every_address(shared_scene: Scene) -> None:
     assert not outside.fetch(url(PUBLIC4, 81)).answered
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_only_what_came_in_through_the_interface(shared_scene: Scene) -> None:
     shared_scene.daemon(
@@ -128,6 +130,7 @@ def test_only_what_came_in_through_the_interface(shared_scene: Scene) -> None:
     assert not shared_scene.far.place.fetch(url(PUBLIC4, 80)).answered
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_sources_hold_for_everyone(shared_scene: Scene) -> None:
     shared_scene.daemon(

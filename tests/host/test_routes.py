@@ -115,6 +115,7 @@ def test_routed_guests_are_reached_and_reach_out(host: Host, guest: LxcGuest, da
         server.stop()
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("upstream")
 def test_nothing_else_there_becomes_reachable(
     host: Host, guest: LxcGuest, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
@@ -210,6 +211,7 @@ table inet admin {
 """
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("upstream")
 def test_a_refusal_of_what_a_routed_guest_opens_holds(
     host: Host, let_out: LxcGuest, daemon: StartDaemon, request: pytest.FixtureRequest
@@ -246,6 +248,7 @@ addresses = ["{PREFIX4}"]
     answers(lambda: host.outside.fetch(url(ROUTED4, 80)), f"routed {CLIENT4}")
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("upstream")
 def test_a_refusal_of_a_routed_guest_by_its_address_holds_where_a_gate_lets_it_out(
     host: Host, guest: LxcGuest, daemon: StartDaemon, request: pytest.FixtureRequest

@@ -47,6 +47,7 @@ def states(scene: Scene) -> set[tuple[str, str, str | None]]:
     return {(row["owner"], row["state"], row["reason"]) for row in json.loads(told)["openings"]}
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("other_machine")
 def test_a_standby_leads_nobody_to_its_own_guest(shared_scene: Scene) -> None:
     scene = shared_scene
@@ -72,6 +73,7 @@ def test_a_standby_leads_nobody_to_its_own_guest(shared_scene: Scene) -> None:
     scene.answers(lambda: scene.host.place.tcp(SHARED, 8000), f"other {PUBLIC4}")
 
 
+@pytest.mark.in_turn
 def test_what_is_routed_to_the_host_from_farther_off_is_its_own(shared_scene: Scene) -> None:
     scene = shared_scene
     scene.host.outside.run(["ip", "route", "replace", f"{FARTHER}/32", "via", PUBLIC4])
@@ -86,8 +88,9 @@ def test_what_is_routed_to_the_host_from_farther_off_is_its_own(shared_scene: Sc
         scene.host.outside.run(["ip", "route", "del", f"{FARTHER}/32"])
 
 
+@pytest.mark.in_turn
 def test_an_address_of_the_link_that_only_the_router_sends_here(shared_scene: Scene) -> None:
-    """Nobody holds it, and the upstream router sends it here: that goes on working from outside."""
+    """No host holds it, and the upstream router sends it here: that goes on working from outside."""
     scene = shared_scene
     scene.host.outside.run(["ip", "route", "replace", f"{SHARED}/32", "via", PUBLIC4])
     try:

@@ -1,4 +1,4 @@
-"""A host that is short of threads or of descriptors: that is told once, and all works again when there is room."""
+"""A host that is short of threads or of descriptors: that is reported once, and all works again when there is room."""
 
 from collections import Counter
 from collections.abc import Iterator

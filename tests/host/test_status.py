@@ -19,7 +19,7 @@ URL = f"http://{PUBLIC4}:8000/"
 WEB = entry("web", "8000:80", "WEB4")
 FAR = entry("far", "9000", "FAR4")
 NOBODY = entry("nobody", "70", "192.168.122.99")
-# A group that every Debian has, and a user and groups that nobody of interest has.
+# A group that every Debian has, and a user and groups that no one of interest has.
 GROUP, GROUP_NUMBER, OTHER = "games", "60", "65534"
 CONTROL = f'[control]\ngroup = "{GROUP}"\n'
 
@@ -58,6 +58,7 @@ def answer(done: Completed) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_what_status_shows(shared_scene: Scene) -> None:
     scene, host = shared_scene, shared_scene.host
@@ -196,7 +197,7 @@ def test_members_of_the_group_may_read_and_only_root_may_reload(shared_scene: Sc
     assert refused == {"error": "org.varlink.service.PermissionDenied", "parameters": {}}
     stranger = host.run(*as_user(raw("Status")), check=False)
     assert "PermissionError" in stranger.stderr
-    # Nor does the mode of a file alone let anybody in.
+    # Nor does the mode of a file alone let anyone in.
     host.run("chmod", "666", sock)
     refused = answer(host.run(*as_user(raw("Status"))))
     assert refused == {"error": "org.varlink.service.PermissionDenied", "parameters": {}}
@@ -254,7 +255,7 @@ def test_there_is_one_daemon_only(shared_scene: Scene) -> None:
     wait_until(lambda: command(host, "status").returncode == 0, "the socket is there again")
     wait_until(lambda: files <= set(host.run(*listed).stdout.split()), f"there is again {files}")
     assert states(host)["tcp *:8000"] == ("active", None)
-    # What a killed one leaves there is in nobody's way.
+    # What a killed one leaves there is in no one's way.
     first.kill()
     assert host.run("ls", "/run/kvm-portfwd").stdout.find("control.sock") >= 0
     scene.daemon(WEB)

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.host.conftest import HEAD, Scene, each_backend, entry, filled, rules_have_no_part
 from tests.lab.daemon import Daemon
 from tests.lab.host import CLIENT4, PUBLIC4
@@ -46,7 +48,7 @@ def test_it_is_open_for_a_while_through_a_wipe_and_a_restart_and_ends_with_the_d
     daemon.kill()
     daemon = scene.daemon(NEIGHBOUR)
     scene.answers(lambda: scene.host.outside.fetch(url(8022)), f"web {CLIENT4}")
-    # The same once more has another end, which comes with nobody there.
+    # The same once more has another end, which comes without a daemon.
     opened(scene, "web", "8022:80", "--for", "5s", "--from", f"{CLIENT4}/32")
     daemon.kill()
     scene.refused(lambda: scene.host.outside.fetch(url(8022)))
@@ -83,6 +85,7 @@ def test_only_root_opens_and_nothing_that_is_taken(shared_scene: Scene) -> None:
     assert scene.host.portfwd("confirm", check=False).returncode == 1
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_who_cuts_off_the_own_way_in_gets_it_back(shared_scene: Scene) -> None:
     scene = shared_scene

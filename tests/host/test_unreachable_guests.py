@@ -1,4 +1,4 @@
-"""Guests that the host does not reach, or only by routes that name them: what is told, and what becomes live."""
+"""Guests that the host does not reach, or only by routes that name them: what is reported, and what becomes live."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -11,8 +11,9 @@ from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, PUBLIC4
 from tests.lab.lxc import LxcGuest
 from tests.lab.qemu import QemuGuest
+from tests.lab.release import LibvirtFirewall
 
-pytestmark = each_backend
+pytestmark = [each_backend, pytest.mark.turns_on(LibvirtFirewall.NFTABLES)]
 
 ROUTED = "203.0.113.66"
 
@@ -115,7 +116,7 @@ def test_an_address_that_is_routed_to_its_bridge(shared_scene: Scene, route: str
     shared_scene.daemon(f'[[forward]]\ndomain = "lonely"\naddress = "{ROUTED}"\nports = ["8000:80"]\n')
     shared_scene.answers(lambda: shared_scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"), f"lonely {CLIENT4}")
     found = explained(shared_scene)
-    # A client outside that has another address of the routed subnet would be refused, and nobody is named.
+    # A client outside that has another address of the routed subnet would be refused, and none is named.
     assert found["works"] is True
     assert "it works" in str(found["sentence"]).lower()
 

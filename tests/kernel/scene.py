@@ -11,7 +11,7 @@ from tests.lab.place import PATIENCE
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The addresses of one family. `public` and `other` are the host's; `elsewhere` is routed to it, and nobody's."""
+    """The addresses of one family. `public` and `other` are the host's; `elsewhere` is routed to it, and to no one."""
 
     host: str
     outside: str

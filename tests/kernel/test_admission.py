@@ -197,7 +197,7 @@ def test_all_ports_of_an_entry_share_its_limits(machines: Topology, admit: Admit
 def test_new_connections_over_the_rate_are_dropped_and_counted_and_others_may_go_on(
     machines: Topology, admit: Admit, plan: Plan, third: str, counted: Counted
 ) -> None:
-    """Which sources these were is told by nftables alone."""
+    """Which sources these were is known from nftables alone."""
     admit(web(plan, Admission(rate=Rate(2, "day"))))
     assert [tcp(machines, plan.public, plan.outside).answered for _ in range(3)] == [True, True, False]
     assert tcp(machines, plan.public, third).answered

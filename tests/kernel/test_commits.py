@@ -38,7 +38,7 @@ class Recording(SystemRunner):
 
 
 class Scene:
-    """A backend, whoever listens, and others who commit; each of these is seen under a name of its own."""
+    """A backend, its listener, and others who commit; each of these is seen under a name of its own."""
 
     def __init__(self, programs: Path) -> None:
         self._programs = programs
@@ -54,7 +54,7 @@ class Scene:
         run(["unshare", "--pid", "--fork", "sh", "-c", f'{before}"$@"; exit $?', "sh", str(program), *words])
 
     def heard(self, *acts: Callable[[], object]) -> list[str]:
-        """Name who is told to have changed rules while these were done on a worker."""
+        """Name who is reported to have changed rules while these were done on a worker."""
         actors: list[str] = []
 
         async def listen() -> None:

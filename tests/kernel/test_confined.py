@@ -74,7 +74,7 @@ INTO = frozenset((family, "virbr1") for family in Family)
 def test_without_libvirts_rules_an_isolated_network_is_reached_by_exposures_alone(
     machines: Topology, rules: Backend, state: Desired, plan: Plan
 ) -> None:
-    """`virbr1` is the bridge of one here, as after somebody flushed all rules: libvirt does not put its own back."""
+    """`virbr1` is the bridge of one here, as after all rules were flushed: libvirt does not put its own back."""
     exposure = forward(f"tcp *:{PORT}", f"[{plan.far}]:{PORT}")
     isolated = replace(state, forwards=frozenset({exposure}), closed=INTO)
     assert not rules.apply(confined(isolated), full=True).faults

@@ -1,4 +1,4 @@
-"""What conflicts with exposures, as the real kernel tells it."""
+"""What conflicts with exposures, as the real kernel shows it."""
 
 import os
 import re

@@ -1,11 +1,13 @@
 """Tracked connections in the kernel's own table: those that changes of exposures invalidate end, and no others."""
 
+import tracemalloc
 from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
 
 from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.kernel.conntrack import (
     end,
@@ -18,6 +20,7 @@ from fwdaemon.kernel.conntrack import (
 )
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.resolve.flows import Judge, Strangers
+from fwdaemon.status.records import UsageReader
 from tests.lab.connections import Connection, Tuple, label_rule, track
 from tests.unit.forwards import address, forward, nat
 
@@ -157,9 +160,43 @@ def test_connections_of_many_clients_are_counted_as_one(runner: SystemRunner) ->
         sent = Tuple(f"203.0.113.{number}", HOSTS[4], 40000 + number, 8080)
         track([Connection("tcp", sent, Tuple(GUESTS[4], sent.source, 80, sent.source_port), LABEL)])
     begin(4, "udp", 9090, label=LABEL, to=GUESTS[4])
-    found = {(item.flow.destination_port, item.number) for item in open_flows(LABEL, by_client=False)}
+    found = {(item.flow.destination_port, item.number) for item in open_flows(LABEL, bytes(65536))}
     assert found == {(8080, 3), (9090, 1)}
     assert sum(item.number for item in open_flows(LABEL)) == 4
+
+
+def begin_many(port: int, clients: int) -> None:
+    """Have that many clients, each with an address of its own, connect to the port that leads to the guest's 80."""
+    sources = (f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}" for number in range(clients))
+    ways = ((Tuple(source, HOSTS[4], port, port), Tuple(GUESTS[4], source, 80, port)) for source in sources)
+    track(Connection("tcp", *way, LABEL) for way in ways)
+
+
+def test_however_many_clients_there_are_few_ways_are_remembered_and_none_is_lost(runner: SystemRunner) -> None:
+    label_rule(runner)
+    begin_many(8080, 20_000)
+    begin_many(9090, 600)
+    tracemalloc.start()
+    try:
+        assert sum(item.number for item in open_flows(LABEL)) == 20_600
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 6_000_000, "all of them together take twice as much"
+    apart = bytearray(65536)
+    apart[9090] = 3
+    found = [(item.flow.destination_port, item.number) for item in open_flows(LABEL, apart)]
+    assert sorted(found) == [(8080, 20_000), (9090, 88), (9090, 256), (9090, 256)]
+
+
+def test_connections_of_forwards_that_differ_in_their_sources_are_counted_apart(runner: SystemRunner) -> None:
+    label_rule(runner)
+    begin_many(8080, 600)
+    to, asked = f"{GUESTS[4]}:80", ("10.0.0.0/24", "10.0.1.0/28", "10.0.2.0/32")
+    some = [forward("tcp *:8080", to, sources=(each,)) for each in asked]
+    desired = Desired(label=LABEL).having([*some, forward("tcp *:9090", to)])
+    found = UsageReader(lambda _: {}).read(desired).open
+    assert found == {some[0]: (256, None), some[1]: (16, None), some[2]: (1, None)}
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +19,7 @@ from fwdaemon.fleet import Fleet, Timing
 from fwdaemon.fleet.claims import claim_key
 from fwdaemon.fleet.etcd import Client, EtcdError, coded
 from fwdaemon.status.temporary import boottime
-from tests.kernel.topology import own_namespace
+from tests.kernel.topology import own_etcd
 from tests.lab.etcd import Etcd, certificates, running
 from tests.lab.place import wait_until
 from tests.unit.forwards import nat
@@ -36,26 +35,18 @@ QUICK = Timing(lease=4, renew=0.2, margin=1.0, compare=0.4, again=0.05, again_at
 
 
 @pytest.fixture(scope="module", autouse=True)
-def namespace(lab: None) -> Iterator[None]:
+def namespace(lab: None) -> Iterator[Etcd]:
     """One network for all of them, since etcd stays."""
     del lab
-    with own_namespace():
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # noqa: S607  the machine's
-        yield
-
-
-@pytest.fixture(scope="module")
-def etcd(namespace: None) -> Iterator[Etcd]:
-    del namespace
-    with running(Etcd()) as (member,):
+    with own_etcd() as member:
         yield member
 
 
 @pytest.fixture
-def store(etcd: Etcd) -> Etcd:
-    """Give it with nothing below the prefix."""
-    etcd.ctl("del", "--prefix", PREFIX)
-    return etcd
+def store(namespace: Etcd) -> Etcd:
+    """The member there, with nothing below the prefix."""
+    namespace.ctl("del", "--prefix", PREFIX)
+    return namespace
 
 
 @contextmanager
@@ -223,7 +214,7 @@ def test_a_claim_that_etcd_has_lost_is_made_again(nodes: Nodes, store: Etcd) -> 
 def test_a_claim_of_another_is_never_overwritten(nodes: Nodes, store: Etcd) -> None:
     store.ctl("put", claim_key(PREFIX, PUBLIC).decode(), "not ours")
     node = nodes("one")
-    wait_until(lambda: "somebody unknown" in str(node.fleet.claims.gate(WANTED).waiting), "it is told who has it")
+    wait_until(lambda: "an unknown host" in str(node.fleet.claims.gate(WANTED).waiting), "it is told who has it")
     assert store.ctl("get", "--print-value-only", claim_key(PREFIX, PUBLIC).decode()) == "not ours\n"
 
 

@@ -1,7 +1,6 @@
 """`kvm-portfwd fleet` with a real etcd: what is wrong is never written, and nothing that others wrote is lost."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from fwdaemon.config import load
 from fwdaemon.fleet.claims import Holder, claim_key
 from fwdaemon.fleet.etcd import Client
 from fwdaemon.fleet.table import host_key
-from tests.kernel.topology import own_namespace
-from tests.lab.etcd import Etcd, running
+from tests.kernel.topology import own_etcd
+from tests.lab.etcd import Etcd
 
 PREFIX = "/portfwd/v1"
 WEB = '[[forward]]\ndomain = "web"\nports = ["80"]\n'
@@ -22,19 +21,18 @@ OTHER = '[[forward]]\ndomain = "other"\nports = ["80"]\n'
 
 
 @pytest.fixture(scope="module", autouse=True)
-def namespace(lab: None) -> Iterator[None]:
+def namespace(lab: None) -> Iterator[Etcd]:
     """One network for all of them, since etcd stays."""
     del lab
-    with own_namespace():
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # noqa: S607  the machine's
-        yield
-
-
-@pytest.fixture(scope="module")
-def etcd(namespace: None) -> Iterator[Etcd]:
-    del namespace
-    with running(Etcd()) as (member,):
+    with own_etcd() as member:
         yield member
+
+
+@pytest.fixture
+def etcd(namespace: Etcd) -> Etcd:
+    """The member there, with nothing below the prefix."""
+    namespace.ctl("del", "--prefix", PREFIX)
+    return namespace
 
 
 class Terminal:
@@ -62,7 +60,6 @@ class Terminal:
 @pytest.fixture
 def terminal(tmp_path: Path, etcd: Etcd, capsys: pytest.CaptureFixture[str]) -> Terminal:
     tmp_path.chmod(0o700)
-    etcd.ctl("del", "--prefix", PREFIX)
     return Terminal(tmp_path, etcd, capsys)
 
 

@@ -68,7 +68,7 @@ def test_a_program_that_does_nothing_is_ended_with_all_that_it_started(tmp_path:
     with pytest.raises(HangingError, match="it did nothing for"):
         ahead.run("nft", "list", "tables")
     os.set_blocking(reading, True)
-    assert os.read(reading, 1) == b""  # nobody has it open for writing any more
+    assert os.read(reading, 1) == b""  # no process has it open for writing any more
     os.close(reading)
 
 

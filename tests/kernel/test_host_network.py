@@ -127,7 +127,7 @@ def test_an_interface_that_rules_say_is_ours_stays_confined_and_is_given_back_wi
     assert later.confine(state, ip_forward=True) == confined
     later.remove(frozenset())
     assert (sysctl.read(name), sysctl.read(ON)) == ("0", "1")
-    # What is off by now is nobody's doing that could be given back.
+    # What is off by now cannot be given back.
     host = begin()
     host.adopt(frozenset(), confined.switched)
     links.host.sysctl("ipv4.conf.eth0.forwarding=1")

@@ -1,4 +1,4 @@
-"""Chains of others in the legacy tables, whose names are any bytes: read by nobody as text, and never touched."""
+"""Chains of others in the legacy tables, whose names are any bytes: never read as text, and never touched."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Gates in the legacy FORWARD chains, and noticing that somebody changed the tables."""
+"""Gates in the legacy FORWARD chains, and noticing that others changed the tables."""
 
 import asyncio
 from pathlib import Path

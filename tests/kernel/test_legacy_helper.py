@@ -66,7 +66,7 @@ def test_what_the_kernel_refuses_is_named_and_changes_nothing(lock_file: Path) -
     del lock_file
     client = HelperClient(Family.IPV4)
     good = Rule.of("-p tcp", "ACCEPT", "good")
-    bad = Rule.of("", "REJECT --reject-with tcp-reset", "bad")  # for TCP only, which nobody says here
+    bad = Rule.of("", "REJECT --reject-with tcp-reset", "bad")  # for TCP only, which is not said here
     change = Change(create=(FWD,), edits=(Edit(FWD, (), ((0, good), (1, bad))),))
     with pytest.raises(KernelError, match=r"legacy table filter .* REJECT"):
         commit(client, change)

@@ -270,7 +270,7 @@ def test_an_interface_that_is_not_there_is_a_fault(links: Links, make: Make, int
 
 
 def wrong_ones() -> dict[str, bytes]:
-    """Solicitations for the address 2001:db8:1::bad, or for others, which nobody is to heed."""
+    """Solicitations for the address 2001:db8:1::bad, or for others, which are to be ignored."""
     bad = "2001:db8:1::bad"
     own = source_option("02:00:00:00:00:02")
     return {

@@ -1,4 +1,4 @@
-"""What the kernel itself tells of its tables and chains, beside what `nft` lists."""
+"""What the kernel itself says of its tables and chains, beside what `nft` lists."""
 
 import subprocess
 

@@ -47,7 +47,7 @@ def test_chains_in_our_table_that_lead_to_each_other_go_without_harm(
 
 
 class Refusing(SystemRunner):
-    """Refuses scripts that hold a text, so often, as the kernel does when somebody else was first."""
+    """Refuses scripts that hold a text, so often, as the kernel does when another program was first."""
 
     def __init__(self, text: str, times: int = 1) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def test_exposures_do_not_wait_until_orphaned_gates_can_be_looked_for(
 
     backend, bare = NftablesBackend(runner), Desired(frozenset({WEB, MAIL}))
     with monkeypatch.context() as patch:
-        # Nobody can change rules so fast that no listing of the kernel's is ever whole.
+        # No program can change rules so fast that no listing of the kernel's is ever whole.
         patch.setattr("fwdaemon.nftables.existing.rules_holding", changing)
         result = backend.apply(bare, full=False)
         assert result.mended == {MAIL}

@@ -53,7 +53,7 @@ def test_addresses_come_and_go(links: Links, tmp_path: Path) -> None:
 def test_neighbours_hear_of_an_address_at_once(
     links: Links, tmp_path: Path, wanted: frozenset[Nat], address: str
 ) -> None:
-    # What it knows was confirmed just now, so that it asks nobody, and would go on for half a minute.
+    # What it knows was confirmed just now, so that it does not ask, and would go on for half a minute.
     links.neighbour.ip(f"neighbour replace {address} lladdr {ELSEWHERE} dev eth0 nud reachable")
     kept = keeper(tmp_path)
     kept.apply(wanted)

@@ -116,7 +116,7 @@ def test_what_could_not_be_followed_asks_for_a_full_pass(links: Links) -> None:
 
         watch = RouteWatch(hear)
         watch.start()
-        links.host.ip(*lines * 4)  # nobody reads meanwhile, as this is the loop's own thread
+        links.host.ip(*lines * 4)  # nothing reads meanwhile, as this is the loop's own thread
         await asyncio.wait_for(lost.wait(), PATIENCE)
         watch.close()
 

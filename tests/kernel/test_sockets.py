@@ -1,4 +1,4 @@
-"""Who waits for what on a host, as the real kernel tells it, and who that is."""
+"""Who waits for what on a host, as the real kernel lists it, and who that is."""
 
 import json
 import os

@@ -51,7 +51,7 @@ def begin(through: Forward, number: int) -> None:
 
 
 def left() -> int:
-    return sum(item.number for item in open_flows(LABEL, by_client=False))
+    return sum(item.number for item in open_flows(LABEL, bytes(65536)))
 
 
 def sweep(live: Collection[Exposure], removed: Collection[Exposure] | None) -> Sweep:
@@ -146,7 +146,7 @@ def test_what_is_live_again_meanwhile_is_spared(runner: SystemRunner) -> None:
 
 
 def test_what_cannot_be_refused_yet_is_refused_again(runner: SystemRunner) -> None:
-    """As when somebody has just wiped the table that refuses."""
+    """As when the table that refuses has just been wiped."""
     label_rule(runner)
     begin(WEB, 2)
     asked = list[int]()

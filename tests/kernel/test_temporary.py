@@ -1,4 +1,4 @@
-"""What is open for a while ends in the kernel, by either clock, and nobody has to be there."""
+"""What is open for a while ends in the kernel, by either clock, without a daemon."""
 
 import time
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def test_it_ends_by_the_other_clock(machines: Topology, opened: Open, plan: Plan
 
 
 def test_a_range_ends_too_and_what_stays_open_beside_it_does_not(machines: Topology, opened: Open, plan: Plan) -> None:
-    """Two forwards of one piece of ports are told apart by their sources, and have one element."""
+    """Two forwards of one piece of ports are distinguished by their sources, and have one element."""
     there = f"[{plan.mail}]:{PORT}-{PORT + 1}"
     ranged = forward(f"tcp *:{PORT}-{PORT + 1}", there, sources=(f"{plan.outside}/{plan_bits(plan)}",))
     staying = forward(f"tcp *:{PORT}-{PORT + 1}", f"[{plan.far}]:{PORT}-{PORT + 1}", sources=(f"{plan.peer}",))

@@ -9,7 +9,7 @@ from tests.lab.command import run
 _ASK = (
     "import socket; from fwdaemon.kernel.observe import uplinks; print(*sorted(uplinks(dict(socket.if_nameindex()))))"
 )
-# /sys shows the links of whoever mounted it.
+# /sys shows the links of the namespace that mounted it.
 _THERE = 'mount -t sysfs none /sys && ip -batch - && exec "$0" -c "$1"'
 
 _LINKS = (

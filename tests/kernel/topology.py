@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Thread
 
 from tests.lab.command import run
+from tests.lab.etcd import Etcd, running
 from tests.lab.place import wait_until
 from tests.lab.probe import Prober
 
@@ -79,6 +80,15 @@ def own_namespace() -> Iterator[None]:
         _call("setns", home, _CLONE_NEWNET)
     finally:
         os.close(home)
+
+
+@contextmanager
+def own_etcd() -> Iterator[Etcd]:
+    """Run one member of etcd in a network namespace of its own, and move this thread in there meanwhile."""
+    with own_namespace():
+        run(["ip", "link", "set", "lo", "up"])
+        with running(Etcd()) as (member,):
+            yield member
 
 
 def _call(name: str, *arguments: int) -> None:

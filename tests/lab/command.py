@@ -19,7 +19,7 @@ def run(
     timeout: float = 60,
     env: Mapping[str, str] | None = None,
 ) -> Completed:
-    """Run `argv` to its end; a failure carries what the program printed, because nobody can look afterwards."""
+    """Run `argv` to its end; a failure carries what the program printed, because it cannot be looked at afterwards."""
     words = [str(word) for word in argv]
     done = subprocess.run(  # noqa: S603  the lab chose the words
         words, input=stdin, capture_output=True, text=True, timeout=timeout, env=env, check=False

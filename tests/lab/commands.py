@@ -38,7 +38,7 @@ class Forked:
     """A command that keeps running; a `place.Program`."""
 
     def __init__(self, connection: socket.socket, output: IO[bytes]) -> None:
-        """Take its number from its first word: the kernel tells the sender's as this process knows it (unix(7))."""
+        """Take its number from its first word: the kernel gives the sender's as this process knows it (unix(7))."""
         self.output = output
         self._connection = connection
         self._status: int | None = None
@@ -66,7 +66,7 @@ class Forked:
         told = select.poll()
         told.register(self._connection, select.POLLIN)
         if told.poll(timeout * 1000):
-            # Whoever waits for it ended with the host.
+            # The process that waits for it ended with the host.
             self._status = int(_read(self._connection) or -signal.SIGKILL)
             self._connection.close()
 

@@ -17,7 +17,7 @@ _CHAIN = "FORWARD"
 
 
 def source(number: int, turn: int) -> str:
-    """The address that tells one rule of one program from all others."""
+    """The address that distinguishes one rule of one program from all others."""
     return f"10.{number}.{turn // 250}.{turn % 250 + 1}"
 
 
@@ -54,4 +54,4 @@ def work(change: Callable[[str, str], None], number: int, seconds: float) -> int
 
 if __name__ == "__main__":
     done = work({"iptables": _iptables, "iptc": _iptc}[sys.argv[1]], int(sys.argv[2]), float(sys.argv[3]))
-    print(f"done {done}", flush=True)  # noqa: T201  whoever started this reads it
+    print(f"done {done}", flush=True)  # noqa: T201  the parent reads it

@@ -18,7 +18,7 @@ StartProgram = Callable[[Mapping[str, str]], Process]
 
 
 class Daemon:
-    """A running daemon. Readiness and status come as systemd would be told them, the audit from standard error."""
+    """A running daemon. Readiness and status come as systemd would get them, the audit from standard error."""
 
     present: ClassVar[WeakSet["Daemon"]] = WeakSet()
 
@@ -40,7 +40,7 @@ class Daemon:
         return self.process.pid
 
     def told(self) -> list[str]:
-        """Every line told through the notification socket so far: `READY=1`, `STATUS=…`."""
+        """Every line sent through the notification socket so far: `READY=1`, `STATUS=…`."""
         while self._has_told(0):
             self._told += self._socket.recv(65536).decode(errors="replace").splitlines()
         return list(self._told)
@@ -79,7 +79,7 @@ class Daemon:
         return self.process.lines()
 
     def take(self) -> list[Line]:
-        """Give what it logged since the last call; forget that, and what it told, as a run of hours has to."""
+        """Give what it logged since the last call; forget that, and its notifications, as a run of hours has to."""
         self.told()
         self._told.clear()
         return self.process.take_lines()

@@ -99,7 +99,7 @@ class Demo:
         return self._host.outside.fetch(_URL, timeout=0.5).text == _PAGE
 
     def keep(self) -> None:
-        """Leave it up, the guest running again, until somebody presses Enter."""
+        """Leave it up, the guest running again, until the user presses Enter."""
         self._guest.start()
         _say(f"\nThe host runs. Its configuration is {CONFIG}. To look around:")
         _say(f"    on the host:      {self._host.enter_command()}")

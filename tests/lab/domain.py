@@ -34,7 +34,7 @@ class Link:
 
     @property
     def word(self) -> str:
-        """How the guest's init is told, ADDRESS/PREFIX@GATEWAY; the gateway is the subnet's first address."""
+        """What the guest's init gets, ADDRESS/PREFIX@GATEWAY; the gateway is the subnet's first address."""
         told = ",".join(f"{address}@{ip_interface(address).network[1]}" for address in self.addresses)
         return "dhcp" if self.dhcp else told or "none"
 

@@ -39,7 +39,7 @@ class Installation:
         return self._computer.run(f"{_CHECKOUT}/scripts/uninstall", *words, check=check)
 
     def run_as_nobody(self, script: str) -> Completed:
-        """Run `scripts/install` or `scripts/uninstall` as somebody without rights."""
+        """Run `scripts/install` or `scripts/uninstall` as a user without rights."""
         script_only = f"exec setpriv --reuid=65534 --clear-groups sh -s <{_CHECKOUT}/scripts/{script}"
         return self.there.run("sh", "-c", script_only, check=False)
 

@@ -1,4 +1,4 @@
-"""Runs a program as systemd would: with its standard error connected to the journal, and told so.
+"""Runs a program as systemd would: with its standard error connected to the journal, as its environment says.
 
 Executed inside a lab host: `journaled.py PROGRAM ARGUMENT…`.
 """

@@ -76,7 +76,7 @@ def thaw(groups: Iterable[Path]) -> None:
 
 
 def sweep() -> None:
-    """Remove groups whose keeper was killed, and that nobody lives in any more."""
+    """Remove groups whose keeper was killed, and that are empty."""
     for directory, children, _ in os.walk(_CGROUPS):
         for child in [name for name in children if name.startswith(_PREFIX)]:
             children.remove(child)
@@ -115,7 +115,7 @@ def entrances(init: int) -> Iterator[int]:
     """Each nsenter that still waits for a program of this host, or of the machine within.
 
     They are outside of the host's process namespace. One whose program was stopped has stopped itself too; it would
-    never take note of that program's end, and the namespace waits until somebody does.
+    never take note of that program's end, and the namespace waits until that is done.
     """
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ class Leftovers:
     def of(cls, host: Host) -> Self:
         """Look at a host."""
         if not host.libvirt.running:
-            # A test that stops libvirtd on purpose leaves a host nobody can use; the next one gets it back.
+            # A test that stops libvirtd on purpose leaves a host that cannot be used; the next one gets it back.
             host.libvirt.start()
         return cls(
             domains=frozenset(host.libvirt.domains()),

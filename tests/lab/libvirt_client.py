@@ -1,4 +1,4 @@
-"""Speaking with the libvirt of a lab host or machine: domains and networks, whoever starts its daemons."""
+"""Speaking with the libvirt of a lab host or machine: domains and networks, however its daemons are started."""
 
 import re
 import xml.etree.ElementTree as ET

@@ -104,7 +104,7 @@ class LxcGuest(Guest):
             with self.domain() as domain:
                 domain.reboot(libvirt.VIR_DOMAIN_REBOOT_SIGNAL)
         except libvirt.libvirtError as error:
-            # The guest may be up before its controller has told libvirtd of its init.
+            # The guest may be up before its controller has reported its init to libvirtd.
             if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
                 return False
             raise

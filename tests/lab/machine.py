@@ -20,7 +20,7 @@ AS_INSTALLED = (DEBIAN12_IPTABLES, DEBIAN13_NFTABLES)
 UNIT = "kvm-portfwd.service"
 _BOOT_TIMEOUT = 60.0
 _SHUTDOWN_TIMEOUT = 120.0
-# systemd gives up on a service that does not start or stop after one and a half minutes, and tells why.
+# systemd gives up on a service that does not start or stop after one and a half minutes, and says why.
 _JOB_TIMEOUT = 200.0
 
 Entry = dict[str, str]
@@ -35,7 +35,7 @@ class MachineLibvirt(LibvirtClient):
         self._wait()
 
     def stop(self) -> None:
-        """Stop it with its sockets, so that nobody starts it by asking. Guests and networks stay."""
+        """Stop it with its sockets, so that no client starts it by asking. Guests and networks stay."""
         # The sockets first: a client that is back at once would start the service by them again, and systemd does
         # not listen anew for a service that runs.
         for units in ([f"libvirtd{kind}.socket" for kind in ("", "-ro", "-admin")], ["libvirtd.service"]):

@@ -101,18 +101,13 @@ def _ip(namespace: str, line: str) -> None:
     subprocess.run([*enter, "ip", *line.split()], check=True)  # noqa: S603  own words
 
 
-class Holders:
-    """Watches every 20 ms which of two hosts holds addresses, or would answer for them by proxy; a context manager.
+class _Watcher:
+    """A thread that watches in the background; a context manager that ends it."""
 
-    `both` are the addresses that were seen on both at one time, `seen` the order in which hosts held each.
-    """
-
-    def __init__(self, pair: Pair, *watched: str) -> None:
-        self.both: set[Address] = set()
-        self.seen: dict[Address, list[int]] = {ip_address(address): [] for address in watched}
-        self._sockets = [asking(host) for host in (pair.first, pair.second)]
+    def __init__(self, name: str, *sockets: socket.socket) -> None:
+        self._sockets = sockets
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="lab-holders", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -121,8 +116,24 @@ class Holders:
     def __exit__(self, *_exception: object) -> None:
         self._over.set()
         self._thread.join(10)
-        for asking in self._sockets:
-            asking.close()
+        for each in self._sockets:
+            each.close()
+
+    def _watch(self) -> None:
+        """Watch until `_over` is set."""
+        raise NotImplementedError
+
+
+class Holders(_Watcher):
+    """Watches every 20 ms which of two hosts holds addresses, or would answer for them by proxy; a context manager.
+
+    `both` are the addresses that were seen on both at one time, `seen` the order in which hosts held each.
+    """
+
+    def __init__(self, pair: Pair, *watched: str) -> None:
+        self.both: set[Address] = set()
+        self.seen: dict[Address, list[int]] = {ip_address(address): [] for address in watched}
+        super().__init__("lab-holders", *(asking(host) for host in (pair.first, pair.second)))
 
     def _watch(self) -> None:
         first, second = self._sockets
@@ -166,7 +177,7 @@ def _listed(asking: socket.socket, kind: int, fixed: bytes) -> list[bytes]:
             bodies.append(message.body)
 
 
-class Answerers:
+class Answerers(_Watcher):
     """Asks every 20 ms outside who has addresses, and notes who answers; a context manager.
 
     `seen` is the order in which hosts answered for each. A host that answers once more after the other one did is in it
@@ -181,18 +192,7 @@ class Answerers:
         for link, protocol in zip(self._links, (_ARP, _IPV6), strict=True):
             link.bind(("eth0", protocol))
         self._mac: bytes = self._links[0].getsockname()[-1]
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="lab-answerers", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._over.set()
-        self._thread.join(10)
-        for link in self._links:
-            link.close()
+        super().__init__("lab-answerers", *self._links)
 
     def _watch(self) -> None:
         while not self._over.is_set():

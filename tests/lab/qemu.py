@@ -153,7 +153,7 @@ class QemuGuest(Guest):
             return told[0], told[1]
 
     def reset(self) -> None:
-        """Press its reset button. libvirt tells listeners of a reboot; the guest has no ACPI daemon to ask politely."""
+        """Press its reset button. libvirt reports a reboot; the guest has no ACPI daemon to ask politely."""
         with self.domain() as domain:
             domain.reset()
 

@@ -1,4 +1,4 @@
-"""Telling this project's rules from everybody else's, in text the system's own programs print."""
+"""Distinguishing this project's rules from all others, in text the system's own programs print."""
 
 import re
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ def _legacy_lines(save: str) -> Iterable[str]:
 
 
 def foreign_rules(nft: str, legacy: str) -> str:
-    """Everybody else's rules, for comparison byte for byte."""
+    """All other rules, for comparison byte for byte."""
     _, foreign = _split_nft(nft)
     return "\n".join([*foreign, *(line for line in _legacy_lines(legacy) if not _is_legacy_ours(line))])
 
@@ -40,6 +40,6 @@ def foreign_rules(nft: str, legacy: str) -> str:
 def own_rules(nft: str, legacy: str) -> str:
     """What this project left in the kernel; empty when it left nothing."""
     ours, _ = _split_nft(nft)
-    # iptables-nft writes its comments into nft rules as well, so a chain of ours there is told, too.
+    # iptables-nft writes its comments into nft rules as well, so a chain of ours there is found, too.
     orphaned = [line for line in nft.splitlines() if _CHAINS.search(line)]
     return "\n".join([*ours, *orphaned, *(line for line in _legacy_lines(legacy) if _is_legacy_ours(line))])

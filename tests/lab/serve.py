@@ -33,7 +33,7 @@ def _dual_stack(kind: int, port: int) -> socket.socket:
 
 
 def _ready() -> None:
-    print("ready", flush=True)  # noqa: T201  whoever started this waits for the word
+    print("ready", flush=True)  # noqa: T201  the parent waits for the word
 
 
 def serve_tcp(name: str, port: int) -> None:

@@ -1,6 +1,6 @@
 """Talks to the control socket as any program could: `varlink.py METHOD [HOW]`, one reply a line.
 
-HOW is nothing for one call, `more` for a stream, or `deaf` for calls without end whose answers nobody takes.
+HOW is nothing for one call, `more` for a stream, or `deaf` for calls without end whose answers are not taken.
 """
 
 import json
@@ -33,7 +33,7 @@ def be_deaf(method: str) -> None:
         connection.settimeout(0.2)
         with suppress(TimeoutError):
             connection.sendall(call(method) * 5000)
-    print("deaf", flush=True)  # noqa: T201  whoever started this waits for the word
+    print("deaf", flush=True)  # noqa: T201  the parent waits for the word
     time.sleep(3600)
 
 

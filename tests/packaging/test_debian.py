@@ -1,4 +1,4 @@
-"""The Debian package: what is in it, what it depends on, and that anybody who builds it gets the same."""
+"""The Debian package: what is in it, what it depends on, and that every build gives the same."""
 
 import os
 import shutil

@@ -37,7 +37,7 @@ _REFUSALS: Final = ((), _BANS, _GUESTS_MAIL, _ROUTED_MAIL, _BY_BRIDGE, _BANS + _
 
 
 def head(lot: random.Random) -> str:
-    """Draw a head with sets, and with somebody to whom everything is denied, or nobody."""
+    """Draw a head with sets, and with a client to which everything is denied, or none."""
     barred = lot.choice(["", "", 'deny = ["set:banned"]\n', 'deny = ["203.0.113.130", "2001:db8::77"]\n'])
     return HEAD + barred + _SETS
 

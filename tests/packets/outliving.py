@@ -84,7 +84,7 @@ def displaced(before: Place, after: Place, packet: Packet) -> bool:
 
 
 def _for_anybody(config: Config) -> Config:
-    """Give a configuration that does not know who is in a set: what is new there may be for anybody."""
+    """Give a configuration that does not know who is in a set: what is new there may be for any client."""
     forwards = (
         replace(entry, admission=replace(entry.admission, sources=(), sets=())) if entry.admission else entry
         for entry in config.forwards

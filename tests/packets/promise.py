@@ -58,7 +58,7 @@ class Refusal:
     came_in: str | None = None
 
     def meets(self, packet: Packet, port: int) -> bool:
-        """Whether it is about a packet, which goes to this port of whoever gets it."""
+        """Whether it is about a packet, which goes to this port of the guest that gets it."""
         return (
             (self.port is None or self.port == port)
             and (self.sources is None or within(packet.source, self.sources))
@@ -80,7 +80,7 @@ class Place:
 
 
 def fate(place: Place, packet: Packet) -> Fate | None:
-    """Tell what becomes of the first packet of a connection; `None` where it comes to nobody."""
+    """Tell what becomes of the first packet of a connection; `None` where it comes to no guest."""
     led = taker(place.config, packet)
     if led and is_kept_out(place.config, led.entry, packet):
         return None
@@ -182,7 +182,7 @@ def _in_sets(config: Config, names: Iterable[str], packet: Packet) -> bool:
 
 
 def _is_kept_from_routes(config: Config, packet: Packet) -> bool:
-    """Whether a route keeps it out, where libvirt or nobody might not: guests of its own bridge are no clients.
+    """Whether a route keeps it out, where neither libvirt nor others might: guests of its own bridge are no clients.
 
     From elsewhere, who forges a source that a route names is kept out too; a set that denies does not know who that is.
     """
@@ -202,7 +202,7 @@ def _is_kept_from_routes(config: Config, packet: Packet) -> bool:
 
 
 def _passes(place: Place, packet: Packet, led: Led | None, port: int) -> bool:
-    """Bans hold for all, other refusals for what guests open; then ours let it in, or libvirt's, or nobody asked."""
+    """Bans hold for all, other refusals for what guests open; then ours let it in, or libvirt's, or none decides."""
     came_in, goes_out = LINK[packet.sender], LINK[HOLDER[led.target if led else packet.to]]
     met = [refusal for refusal in place.refusals if refusal.meets(packet, port)]
     if any(refusal.sources for refusal in met):
@@ -256,9 +256,9 @@ def _is_impostor(config: Config, packet: Packet) -> bool:
 
 
 def _libvirt_lets(place: Place, packet: Packet, came_in: str, goes_out: str) -> bool:
-    """Libvirt lets guests out and to their neighbours, and lets nobody in; it says nothing of other interfaces.
+    """Libvirt lets guests out and to their neighbours, and lets no one in; it says nothing of other interfaces.
 
-    Where forwarding was off before us, nobody gets in without its rules, either.
+    Where forwarding was off before us, no one gets in without its rules, either.
     """
     if came_in in BRIDGES and came_in == goes_out:
         return True
@@ -271,7 +271,7 @@ def _libvirt_lets(place: Place, packet: Packet, came_in: str, goes_out: str) -> 
     return not place.turned_on
 
 
-# --- whom the receiver sees ------------------------------------------------------------------------------------------
+# --- which client the receiver sees ----------------------------------------------------------------------------------
 
 
 def _shown(config: Config, packet: Packet, led: Led | None, goes_out: str) -> Address:

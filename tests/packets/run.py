@@ -33,7 +33,7 @@ _ANSWERS, _ANSWERS_LATER, _LATER = 100_000, 200_000, 300_000
 
 @dataclass(slots=True)
 class Result:
-    """What was sent, and in what anybody disagreed."""
+    """What was sent, and where any two disagreed."""
 
     packets: int = 0
     delivered: int = 0

@@ -85,7 +85,7 @@ def refuse(host: Node, refusals: Iterable[Refusal], *, legacy: bool) -> None:
 
 
 def ban(host: Node, *, legacy: bool) -> None:
-    """Have another program put into our external set whom it bans."""
+    """Have another program put into our external set what it bans."""
     if legacy:
         for subnet in BANNED:
             host.run("ipset", "-exist", "add", f"KVMPF_banned_{subnet.version}", str(subnet))
@@ -96,7 +96,7 @@ def ban(host: Node, *, legacy: bool) -> None:
 
 
 def banned(family: Family) -> list[Element]:
-    """Give whom it bans, as ranges."""
+    """Give what it bans, as ranges."""
     held = [subnet for subnet in BANNED if subnet.version == family]
     return [Element(int(subnet.network_address), int(subnet.broadcast_address)) for subnet in held]
 

@@ -181,6 +181,6 @@ def _ready(link: socket.socket) -> socket.socket:
 
 
 def same(expected: Fate | None, met: list[Arrival]) -> bool:
-    """Whether a packet came to whom it should, once, and to nobody else."""
+    """Whether a packet came where it should, once, and nowhere else."""
     found = [arrival.fate for arrival in met]
     return found == ([] if expected is None else [expected])

@@ -1,7 +1,7 @@
 """Shells that complete a line as they do for a person, with a made-up `kvm-portfwd`, `virsh` and `ip` in their PATH.
 
 bash and zsh run on a terminal of their own, where a line is typed with a TAB in it, and the program at its beginning
-tells which arguments it got. fish tells its candidates when it is asked, and inserts them itself.
+prints which arguments it got. fish prints its candidates when it is asked, and inserts them itself.
 """
 
 import os
@@ -25,7 +25,7 @@ _PATIENCE_S: Final = 30.0
 _PROMPT: Final = "READY> "
 # zsh also says that it can take pasted text apart from typed.
 _AT_PROMPT: Final = re.escape(_PROMPT) + r"(\x1b\[\?2004h)?$"
-# Tells its arguments in hexadecimal, each ended by a NUL.
+# Prints its arguments in hexadecimal, each ended by a NUL.
 _TELLTALE: Final = """#!/bin/sh
 printf 'TOLD='; [ $# = 0 ] || printf '%s\\0' "$@" | od -An -v -tx1 | tr -d ' \\n'; printf ';\\n'
 """

@@ -1,4 +1,4 @@
-"""What the benchmark tells of processes: theirs, their children's, and those that ended."""
+"""What the benchmark measures of processes: theirs, their children's, and those that ended."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from bench.processes import cpu_seconds, fine_cpu_seconds, memory, tree, wait_quiet
 
-# Burns a tenth of a second of CPU time, says so, and waits to be told to end.
+# Burns a tenth of a second of CPU time, says so, and waits to be asked to end.
 _WORK = "import sys, time\nwhile time.process_time() < 0.1: pass\nprint('done', flush=True)\nsys.stdin.read()"
 _PARENT = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {_WORK!r}], check=True)"
 _BURNT = 0.08  # user and system time are each rounded down to a tick

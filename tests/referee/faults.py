@@ -58,7 +58,7 @@ def slow_members(stage: Stage, _host: int, _lot: random.Random) -> End:
 
 
 def _cut(stage: Stage, host: int, *ways: str) -> End:
-    """Let nothing pass between a host and etcd, either way or both; what is lost is not told to anybody."""
+    """Let nothing pass between a host and etcd, either way or both; no one is notified of what is lost."""
     rules = "".join(
         f"add chain inet cut {way} {{ type filter hook {way} priority 0; }}\n"
         f"add rule inet cut {way} ip {'saddr' if way == 'input' else 'daddr'} {ADDRESSES[host]} drop\n"

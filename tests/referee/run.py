@@ -25,7 +25,7 @@ _PHASES = ("before", "copying", "after")
 _LASTS_S = (0.0, 2.0, 8.0, 20.0)
 _BACK_WITHIN_S = 120.0
 _COPIED_WITHIN_S = 120.0
-# One that was ended is told by silence alone.
+# One that was ended is recognised by silence alone.
 _STREAM_PATIENCE_S = 15.0
 _BANDWIDTH = 24  # MiB/s: the copy takes some seconds
 

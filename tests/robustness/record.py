@@ -29,7 +29,7 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`name` tells runs of one `kind` apart (a key of `page`'s kinds, as `chaos`), `on` says on what it ran."""
+    """`name` distinguishes runs of one `kind` (a key of `page`'s kinds, as `chaos`), `on` says on what it ran."""
 
     kind: str
     name: str
@@ -73,7 +73,7 @@ def _record(told: dict[str, Any]) -> Record:
 
 def _commit() -> str:
     """Name the commit, and whether what is checked out differs from it; the page itself may."""
-    # Whoever runs this as root need not own the checkout.
+    # Root, who runs this, need not own the checkout.
     git = ("git", "-c", "safe.directory=*", "-C", SOURCE)
     head = run([*git, "rev-parse", "--short=12", "HEAD"], check=False).stdout.strip()
     changed = run([*git, "status", "--porcelain", "--", ".", ":!docs"], check=False).stdout

@@ -70,7 +70,7 @@ def machine(module_machine: Machine) -> Iterator[Machine]:
 
 
 def page(machine: Machine) -> str:
-    """What the forwarded page says to somebody outside who is patient; empty when it is not there."""
+    """What the forwarded page says to a patient client outside; empty when it is not there."""
     return machine.outside.fetch(PAGE, timeout=10).text
 
 

@@ -22,7 +22,7 @@ def main() -> None:
     for task in Path(f"/proc/{pid}/task").iterdir():
         if int(task.name) != pid and (task / "comm").read_text() != "log\n":
             _freeze(task)
-    print("frozen", flush=True)  # noqa: T201  whoever waits for it reads this
+    print("frozen", flush=True)  # noqa: T201  the test waits for it
     while Path(f"/proc/{pid}").exists():
         os.waitpid(-1, _ALL_THREADS)
 

@@ -174,7 +174,7 @@ def beside_firewalld(module_service: Sandbox) -> Iterator[None]:
     """firewalld, with libvirt's bridges in its zones; tests take `firewalld`."""
     machine = module_service.machine
     with running(machine, "firewalld.service"), apart(machine):
-        # libvirt tells firewalld of its bridges when it starts them; those that were there before, when it starts.
+        # libvirt reports its bridges to firewalld when it starts them; those that were there before, when it starts.
         machine.libvirt.restart()
         yield
     # Its stop takes all rules of iptables' with it.
@@ -201,7 +201,7 @@ class TestFirewalld:
             assert not answer.answered
             return answer.outcome is Outcome.REFUSED
 
-        # firewalld lets nobody into libvirt's zone for networks behind NAT, and says so by ICMP, of which the kernel
+        # firewalld lets no one into libvirt's zone for networks behind NAT, and says so by ICMP, of which the kernel
         # sends a client one message a second (icmp_ratelimit, icmp(7)).
         wait_until(is_refused, f"{ROUTED4} is refused")
         machine.run("firewall-cmd", "--reload")

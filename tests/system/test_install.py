@@ -1,4 +1,4 @@
-"""`scripts/install` on a machine with systemd: what it tells the user to type works, and removal leaves no file."""
+"""`scripts/install` on a machine with systemd: what it asks the user to type works, and removal leaves no file."""
 
 import re
 import shlex

@@ -101,7 +101,7 @@ def test_both_come_and_go_independently(machine: Machine, daemons: tuple[Modular
     guests, networks = daemons
     for name, third in (("default", 122), ("public", 130)):
         start_network(machine, name, third)
-    # A guests' daemon made of the monolithic one asks nobody for networks, so the guest names the bridge.
+    # A guests' daemon made of the monolithic one asks no daemon for networks, so the guest names the bridge.
     web = LxcGuest(machine, "web", Link("", bridge="virbr122", addresses=("192.168.122.10/24",)))
     web.start()
     machine.write(CONFIG, CONFIGURATION)

@@ -17,7 +17,7 @@ from tests.lab.machine import UNIT, Machine
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
 from tests.system.conftest import PAGE, page
-from tests.system.sandbox import CONFIG, EVERYTHING, HEAD, MAIL4, WEB, Sandbox, guests_on
+from tests.system.sandbox import CONFIG, EVERYTHING, HEAD, MAIL4, ROUTED4, WEB, Sandbox, guests_on
 
 # One machine of each release is enough: dpkg does not care where libvirt's rules are.
 pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
@@ -40,7 +40,7 @@ ip neighbour show proxy; ip -6 neighbour show proxy
 bridge -details link
 """
 _SETTINGS = r"net\.ipv[46]\.(ip_forward|conf\..*\.(forwarding|route_localnet|proxy_arp|proxy_ndp))"
-# Somebody else's, beside libvirt's own.
+# Of another program, beside libvirt's own.
 _FOREIGN = """
 nft add table inet others
 nft 'add chain inet others forward { type filter hook forward priority 10; policy accept; }'
@@ -89,6 +89,16 @@ def beyond(now: list[str], before: list[str]) -> list[str]:
     return sorted(set(now) ^ set(before))
 
 
+def conversations(guests: Sandbox) -> dict[str, Conversation]:
+    """Begin a connection by each kind of exposure; they end with their guests at the latest."""
+    ways = {"forward": (guests.web, PUBLIC4), "1:1 address": (guests.mail, MAIL4), "route": (guests.routed, ROUTED4)}
+    for guest, _ in ways.values():
+        guest.serve_tcp(7000)
+    talking = {way: Conversation(guests.machine.outside, address, 7000) for way, (_, address) in ways.items()}
+    assert all(client.goes_on() for client in talking.values())
+    return talking
+
+
 def test_it_is_removed_without_a_trace_and_its_configuration_goes_when_purged(machine: Machine, package: Path) -> None:
     with guests_on(machine) as guests:
         machine.run("sh", "-ec", _FOREIGN)
@@ -98,9 +108,11 @@ def test_it_is_removed_without_a_trace_and_its_configuration_goes_when_purged(ma
         guests.answers(lambda: machine.outside.fetch(PAGE), f"web {CLIENT4}")
         guests.answers(lambda: machine.outside.fetch(f"http://{MAIL4}/"), f"mail {CLIENT4}")
         assert beyond(Traces.of(machine).kernel, before.kernel), "it did something"
+        talking = conversations(guests)
 
         machine.run("dpkg", "--remove", "kvm-portfwd")
         removed = Traces.of(machine)
+        assert {way for way, client in talking.items() if client.goes_on()} == set()
         assert machine.own_rules() == ""
         assert not machine.outside.fetch(PAGE).answered
         assert removed.rules == before.rules
@@ -160,6 +172,12 @@ def test_an_upgrade_cuts_no_connection(service: Sandbox, package: Path, newer: P
     assert NEWER not in machine.run("kvm-portfwd", "--version").stdout
 
 
+def scriptlet(name: str) -> str:
+    """Give what the RPM package runs; stopping the service is systemd's own macro, which Debian does not have."""
+    stopping = "systemd_preun() systemctl stop %1"
+    return run(["rpmspec", "--define", stopping, "--query", "--queryformat", f"%{{{name}}}", _SPEC]).stdout
+
+
 @pytest.mark.in_turn
 @pytest.mark.parametrize("on_stop", ["keep", "remove"])
 def test_an_upgrade_by_rpm_cuts_no_connection(service: Sandbox, on_stop: str) -> None:
@@ -169,7 +187,7 @@ def test_an_upgrade_by_rpm_cuts_no_connection(service: Sandbox, on_stop: str) ->
     rules = machine.own_rules()
     client = Conversation(machine.outside, PUBLIC4, 7000)
     before = machine.property("MainPID")
-    script = run(["rpmspec", "--query", "--queryformat", "%{POSTTRANS}", _SPEC]).stdout
+    script = scriptlet("POSTTRANS")
     with client.never_pausing():
         machine.run("sh", "-ec", script)
         assert machine.property("ActiveState") == "active"
@@ -177,3 +195,17 @@ def test_an_upgrade_by_rpm_cuts_no_connection(service: Sandbox, on_stop: str) ->
     client.close()
     assert machine.own_rules() == rules
     assert machine.run("ls", "/run/kvm-portfwd/upgrade", check=False).returncode == 2
+
+
+@pytest.mark.in_turn
+@pytest.mark.parametrize("on_stop", ["keep", "remove"])
+def test_removing_the_rpm_ends_connections(service: Sandbox, on_stop: str) -> None:
+    """What the RPM package runs before its files go; the program is the Debian package's."""
+    machine = service.machine
+    service.configure(HEAD.replace("[daemon]\n", f'[daemon]\non_stop = "{on_stop}"\n') + WEB)
+    client = Conversation(machine.outside, PUBLIC4, 7000)
+    assert client.goes_on()
+    machine.run("sh", "-ec", scriptlet("PREUN"), "sh", "0")
+    assert not client.goes_on()
+    client.close()
+    assert machine.own_rules() == ""

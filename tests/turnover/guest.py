@@ -32,7 +32,7 @@ class PassingGuest(LxcGuest):
     def create(self) -> int:
         """Start it; gives its PID 1, by the host's numbers. Where libvirt lost its controller, another takes its place.
 
-        What libvirt loses is told at `LxcGuest.start`.
+        What libvirt loses is described at `LxcGuest.start`.
         """
         for _ in range(_STARTS):
             with self.host.libvirt.connection(self.driver) as connection:
@@ -43,7 +43,7 @@ class PassingGuest(LxcGuest):
         raise LabError(f"libvirt lost the controller of {self.name} {_STARTS} times")
 
     def address(self, init: int) -> str | None:
-        """Give the address that its interface has now, as its own kernel tells: no lease has to be waited for."""
+        """Give the address that its interface has now, as its own kernel has it: no lease has to be waited for."""
         told = Path(f"/proc/{self.host.init}/root/proc/{init}/net/fib_trie").read_text(encoding="ascii")
         found = re.findall(r"-- (\S+)\n\s+/32 host LOCAL", told)
         return next((address for address in found if not IPv4Address(address).is_loopback), None)

@@ -65,7 +65,7 @@ class Result:
 
 
 class Journal(Attendant):
-    """Knows which ports the daemon said it assigned: those of each domain, and to whom each was."""
+    """Knows which ports the daemon said it assigned: those of each domain, and to which domain each was."""
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene.daemon, _EVERY_S)

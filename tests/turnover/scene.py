@@ -17,7 +17,7 @@ STAYING, STAYING_PORT = "staying", 8000
 FIRST, LAST = 20000, 29999
 # Shorter leases there are none; so addresses of domains that are gone are given to others soon.
 _LEASE_MINUTES = 2
-# The server would ping an address before it offers it, for three seconds, and serve nobody else meanwhile.
+# The server would ping an address before it offers it, for three seconds, and serve no one else meanwhile.
 _NETWORK = f"""
 <network xmlns:dnsmasq="http://libvirt.org/schemas/network/dnsmasq/1.0">
   <name>{NETWORK}</name>

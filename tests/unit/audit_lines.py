@@ -14,6 +14,7 @@ from fwdaemon.core.exposures import LoggedConnection
 from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import (
     Assigned,
+    Closing,
     Fault,
     FaultKind,
     GateChange,
@@ -72,7 +73,7 @@ def _write() -> None:
     lines.configuration_refused([Problem(Path("x.toml"), 1, "is wrong")])
     until = datetime(2026, 3, 1, 14, tzinfo=UTC)
     lines.opened(HOSTILE, "8080:80", ("203.0.113.0/24",), until, f"uid 0, pid 7, {HOSTILE}")
-    lines.closed(HOSTILE, "8080:80", f"by uid 0, pid 7, {HOSTILE}")
+    lines.closed(HOSTILE, "8080:80", Closing.ASKED, f"uid 0, pid 7, {HOSTILE}")
     lines.to_confirm(until)
     lines.confirmed(Path("x.toml"), f"uid 0, pid 7, {HOSTILE}")
     lines.rolled_back(Path("x.toml"))

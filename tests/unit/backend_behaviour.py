@@ -7,9 +7,8 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from fwdaemon.core.admission import Admission, Rate, SourceSet
-from fwdaemon.core.report import Presence
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family, Origin, PortRange, Protocol
+from fwdaemon.core.types import Family, Origin, PortRange, Presence, Protocol
 from fwdaemon.netfilter import Backend
 from fwdaemon.resolve.flows import Flow
 from tests.unit.forwards import forward, nat, route

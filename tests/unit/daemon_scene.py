@@ -33,6 +33,7 @@ from fwdaemon.core.inventory import (
 )
 from fwdaemon.core.report import ApplyResult, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.core.state import Desired, Silent
+from fwdaemon.core.types import Job
 from fwdaemon.daemon import Daemon, Parts, RequestPass
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import ConnectionState
@@ -199,7 +200,11 @@ class Scene(Memory):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        return self.daemon._records.header(()).problems  # noqa: SLF001  what the status tells
+        return self.daemon._records.header(()).problems  # noqa: SLF001  what the status shows
+
+    @property
+    def late(self) -> set[Job]:
+        return {late.job for late in self.daemon._records.header(()).late}  # noqa: SLF001  as above
 
     @asynccontextmanager
     async def running_daemon(self) -> AsyncIterator[None]:
@@ -247,7 +252,7 @@ async def _answer(server: ControlServer, peer: Peer, method: str, parameters: di
 
 
 class Failing(MemoryBackend):
-    """Fails as it is told to, before anything is done."""
+    """Fails as it is asked to, before anything is done."""
 
     faults: list[Exception]
 

@@ -16,12 +16,10 @@ from fwdaemon.core.report import (
     ApplyResult,
     Fault,
     GateChange,
-    Presence,
     RulesChanged,
-    Stamp,
 )
 from fwdaemon.core.state import Desired, Dropped
-from fwdaemon.core.types import Address, Family, Gate, GateFault, GuestPath, Subnet
+from fwdaemon.core.types import Address, Family, Gate, GateFault, GuestPath, Presence, Stamp, Subnet
 from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.kernel.process import Finished
 from fwdaemon.resolve.flows import Flow, renamings

@@ -28,7 +28,7 @@ def solicitation(  # noqa: PLR0913  a test bends one field at a time
 
 
 def source_option(mac: str) -> bytes:
-    """The option that tells the asker's own MAC address."""
+    """The option with the asker's own MAC address."""
     return b"\x01\x01" + bytes.fromhex(mac.replace(":", ""))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 
 def find(name: str) -> str:
-    """Give a program's path; without it, skip on somebody's own machine, and fail where everything has to run."""
+    """Give a program's path; without it, skip on a developer's machine, and fail where everything has to run."""
     path = shutil.which(name)
     if path is None:
         reason = f"{name} is not installed; scripts/test installs it"

@@ -14,7 +14,7 @@ BOTH = "*:80/tcp -> web1:80; *:443/tcp -> web1:443"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A text, what is said of it, the text after that was done, and where it then listens, for whom."""
+    """A text, what is said of it, the text after that was done, and where it then listens, for which clients."""
 
     text: str
     said: str
@@ -23,7 +23,7 @@ class Case:
 
 
 def opens(config: Config) -> str:
-    """Every port string of a configuration, and whom it admits, in one line."""
+    """Every port string of a configuration, and the clients it admits, in one line."""
     return "; ".join(
         " ".join(
             [

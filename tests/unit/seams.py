@@ -105,7 +105,7 @@ class Connections:
 
 @dataclass
 class Others:
-    """Other programs, and which of their ports they have told of."""
+    """Other programs, and which of their ports they have reported."""
 
     found: tuple[Conflict | Fault, ...] = ()
     due: float | None = None

@@ -12,7 +12,7 @@ from fwdaemon.core.exposures import Owner
 from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import Desired, Waiting
-from fwdaemon.core.types import Family, FleetState, Origin
+from fwdaemon.core.types import Family, FleetState, Job, Late, Origin
 from fwdaemon.errors import Problem
 from fwdaemon.status.model import (
     Configuration,
@@ -113,6 +113,9 @@ def header() -> Header:
         confined=(Family.IPV4,),
         confined_interfaces=("eth1", "x\x85wan0"),
         fleet=FleetState(3, 3, 812, 0.4, 5, (ip_address("198.51.100.8"),)),
+        late=(Late(Job.CONNECTIONS, "", 12.25), Late(Job.LIBVIRT, HOSTILE, 61.0), Late(Job.LIBVIRT, "lxc:///", 60.0)),
+        lost_lines=17,
+        unlogged=5,
     )
 
 

@@ -119,7 +119,7 @@ def verdict(interface: GuestInterface, *others: Domain, family: Family = Family.
         ),
         pytest.param(
             nic(("203.0.113.5", AGENT), network=None, bridge="br9"),
-            "nothing tells which addresses belong to bridge br9: write address = …",
+            "it is not known which addresses belong to bridge br9: write address = …",
             id="bridge nobody described",
         ),
     ],

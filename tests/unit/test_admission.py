@@ -113,7 +113,7 @@ def test_what_one_entry_opens_for_one_guest_is_counted_together_and_nothing_else
         (WEB + 'rate = "30 per min"\n', 'write "30/minute"'),
         (WEB + 'rate = "0/second"\n', 'write "30/minute"'),
         (WEB + 'max_open = "20"\n', "write a number from 1 to 65,535 such as 20, without quotes"),
-        (WEB + "deny = []\n", "nobody is kept out; name at least one, or remove it"),
+        (WEB + "deny = []\n", "no one is kept out; name at least one, or remove it"),
         (WEB + 'deny = ["@office"]\n' + OFFICE, 'write "set:office"'),
         ('[[set]]\nname = "a b"\nexternal = true\n', 'write "a_b"'),
         ('[[set]]\nname = "a"\n', "holds nothing; write addresses"),

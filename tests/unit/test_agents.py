@@ -58,7 +58,7 @@ class Guests:
         while time.thread_time() < began + self.burns:
             pass
         if domain in self.hanging:
-            # Whoever waits for it on the thread of the test never sees the event.
+            # A wait for it on the thread of the test never sees the event.
             assert self.hanging[domain].wait(10)
         answer = self.answer.get(domain)
         if answer is None:

@@ -81,7 +81,7 @@ def test_what_terraform_is_given_is_the_inside_of_the_metadata() -> None:
 
 @pytest.mark.parametrize(("language", "ports"), [("sh", ("8080", "auto:22")), ("ruby", ("auto:22", "auto:80"))])
 def test_what_virsh_is_given_becomes_an_element_of_ours(language: str, ports: tuple[str, ...]) -> None:
-    """The namespace is what libvirt puts on the element, as it is told."""
+    """The namespace is what libvirt puts on the element, as it is documented."""
     text = "\n".join(blocks(language))
     assert NAMESPACE in text
     (element,) = re.findall(r"'(<forwards>.*</forwards>)'", text)

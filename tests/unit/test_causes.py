@@ -79,7 +79,7 @@ def test_the_new_address_of_a_guest_is_why_the_old_one_went() -> None:
 
 
 def test_an_address_is_why_a_forward_is_added_where_nothing_else_was_heard() -> None:
-    """An inventory may hold the new address before the event that tells of it arrives."""
+    """An inventory may hold the new address before the event about it arrives."""
     old = Reason(ReasonKind.NEIGHBOUR, "192.168.122.52", "answered from 52:54:00:00:00:01")
     before = ReconcileReport(Desired(forwards=frozenset({WEB})), ApplyResult())
     moved, wider = forward("tcp *:80", "192.168.122.51:80"), forward("tcp *:81", "192.168.122.50:80")

@@ -88,7 +88,7 @@ def test_a_libvirt_that_does_not_answer_is_no_error(tmp_path: Path, capsys: pyte
         (forward(ports='["80/sctp"]'), NOTHING),
         (forward('sources = "2001:db8::/32"'), NOTHING),
         (forward('sources = "203.0.113.0/24"'), NOTHING),
-        (forward("max_open = 3"), f"{ANSWERS}, where rate and max_open limit nobody"),
+        (forward("max_open = 3"), f"{ANSWERS}, where rate and max_open limit no one"),
     ],
 )
 def test_says_what_localhost_comes_to(

@@ -1,4 +1,4 @@
-"""What is told of whole files: those that are not TOML, strange tables, drop-ins, several files at once."""
+"""What is reported of whole files: those that are not TOML, strange tables, drop-ins, several files at once."""
 
 import pytest
 

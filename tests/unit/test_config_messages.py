@@ -1,4 +1,4 @@
-"""What a configuration that is wrong is told, word for word, and what one that is right becomes."""
+"""What is reported of a configuration that is wrong, word for word, and what one that is right becomes."""
 
 from datetime import timedelta
 from ipaddress import ip_address, ip_network

@@ -1,4 +1,4 @@
-"""What a `[[nat]]` becomes, and what one that is wrong is told."""
+"""What a `[[nat]]` becomes, and what is reported of one that is wrong."""
 
 from ipaddress import ip_address
 

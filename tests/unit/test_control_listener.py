@@ -1,4 +1,4 @@
-"""The socket in the file system: one daemon, no leftovers, nobody let in by accident."""
+"""The socket in the file system: one daemon, no leftovers, no one let in by accident."""
 
 import errno
 import os

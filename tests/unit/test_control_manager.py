@@ -1,4 +1,4 @@
-"""The methods of the control socket: made once for many, never by those who do not ask, and told when it changes."""
+"""The methods of the control socket: made once for many, never without a request, and sent when it changes."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ def report(*changes: Change, desired: Desired = LIVE, **result: Any) -> Reconcil
 
 @dataclass
 class Bench:
-    """A manager, and everything it is told or asks."""
+    """A manager, and everything it is given or asks."""
 
     feed: Feed = field(default_factory=Feed)
     connections: tuple[ConnectionState, ...] = (CONNECTED,)

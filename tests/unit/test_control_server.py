@@ -100,7 +100,7 @@ def test_closing_cancels_no_task_that_asyncio_made(tmp_path: Path) -> None:
     made: list[str] = []
 
     def make(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **more: Any) -> asyncio.Task[Any]:
-        made.append(sys._getframe(2).f_code.co_filename)  # noqa: SLF001 - whoever called `create_task`
+        made.append(sys._getframe(2).f_code.co_filename)  # noqa: SLF001 - what called `create_task`
         return asyncio.Task(work, loop=loop, **more)
 
     async def play(there: Bench) -> None:

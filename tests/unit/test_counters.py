@@ -72,7 +72,7 @@ def test_only_what_translates_counts_connections() -> None:
 
 
 def test_forwards_that_share_ports_have_rules_of_their_own() -> None:
-    """Whatever the order they come in: a port segment's rules and its forwards are told apart by what they match."""
+    """Whatever the order they come in: a port segment's rules and its forwards are distinguished by what they match."""
     first = forward("tcp *:22", "192.0.2.1:22", sources=("203.0.113.0/24",), domain="a")
     second = forward("tcp *:22", "192.0.2.2:22", sources=("192.0.2.0/24",), domain="b")
     rules = counting_rules(Desired().having([second, first]))

@@ -82,7 +82,7 @@ def test_a_wipe_is_mended_while_libvirt_is_lost_between_two_calls(
             scene.kernel.wipe()
             await scene.until(lambda: f"restored {RULE} (changed by another, pid 7)" in caplog.messages)
             assert scene.written == {RULE}
-            # It is tried again by itself, and each failure is told once.
+            # It is tried again by itself, and each failure is logged once.
             refreshed = scene.libvirt.refreshed
             await scene.until(lambda: scene.libvirt.refreshed > refreshed + 2)
             assert caplog.text.count(gone) == 1
@@ -232,7 +232,7 @@ def test_who_changed_rules_is_asked_once_more_and_not_for_ever(scene: Scene) -> 
     async def act() -> None:
         async with scene.running_daemon():
             await scene.until(lambda: scene.written == {RULE})
-            # Nobody tells who it was.
+            # It is not known who it was.
             scene.kernel.changed = None
             scene.kernel.wipe()
             scene.asked(Origin.OTHERS)

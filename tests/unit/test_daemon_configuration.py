@@ -116,7 +116,7 @@ def test_a_wipe_is_mended_while_the_configuration_cannot_be_read_to_its_end(
 def test_a_configuration_that_cannot_be_read_to_its_end_is_told_and_holds_up_no_end(
     scene: Scene, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file system that it is on may hang for good: nobody waits for the thread that reads."""
+    """The file system that it is on may hang for good: nothing waits for the thread that reads."""
     scene.pauses = replace(FAST, reading=0.05, patience=1000.0)
     monkeypatch.setattr(scene, "readable", threading.Event())
 

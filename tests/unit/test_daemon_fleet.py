@@ -29,7 +29,7 @@ def keep(scene: Scene, **texts: str) -> None:
 
 async def status(scene: Scene) -> dict[str, Any]:
     """Ask it once a pass has ended."""
-    await scene.until(scene.daemon._first_pass.is_set)  # noqa: SLF001  what systemd is told
+    await scene.until(scene.daemon._first_pass.is_set)  # noqa: SLF001  what systemd gets
     return await scene.ask("Status")
 
 

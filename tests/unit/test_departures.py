@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fwdaemon.audit.causes import Departures
+from fwdaemon.connections import Departures
 from fwdaemon.core.exposures import Exposure, Owner
 from fwdaemon.core.inventory import Move
 from fwdaemon.core.state import Desired, Waiting

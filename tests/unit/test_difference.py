@@ -82,7 +82,7 @@ def test_where_an_exposure_went_others_at_its_ports_may_have_been_led_to_by_it()
     assert altered_keys(table(WEB, changed[0]), table(WEB, changed[1])) == map_keys(
         at_web, ("one_address", "198.51.100.7 . tcp . 80")
     )
-    # Somebody's own element, at a port that is nothing we would write.
+    # An element of others, at a port that is nothing we would write.
     observed = table(WEB, GAME)
     strange = replace(
         observed.sets["every_address"], elements={"tcp . {80}": "forwards", "tcp . 80": "every_address_plain"}

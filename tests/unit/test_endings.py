@@ -74,7 +74,7 @@ def test_binding_a_forward_to_an_interface_while_no_daemon_runs_ends_what_may_ha
 def test_an_exposure_that_goes_while_no_daemon_runs_takes_its_connections_along_where_another_is_bound(
     bench: Bench,
 ) -> None:
-    """The other leads there too, but by one interface; by which the connection came, nobody knows."""
+    """The other leads there too, but by one interface; by which the connection came, is unknown."""
     bound, other = replace(WEB, interface="eth0"), replace(WEB, listen=FLOW.destination)
     bench.reconcile(Desired().having([bound, other]))
     bench.connections.flows = [FLOW]

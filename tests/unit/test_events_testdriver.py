@@ -79,7 +79,7 @@ def test_close_at_once_leaves_nothing(tmp_path: Path) -> None:
 def test_what_was_put_back_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel may not tell when it is taken at the same moment once more."""
     found = HijackedAddress(Neighbour("virbr9", "52:54:00:00:00:01", ip_address("192.168.122.9")), "web1", None)
-    # Guests of this driver are on no network, so that nobody there can take an address.
+    # Guests of this driver are on no network, so that no machine there can take an address.
     monkeypatch.setattr(events, "changed_hands", lambda *_: True)
     monkeypatch.setattr(events, "hijacked_addresses", lambda *_: (found,))
 

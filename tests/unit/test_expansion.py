@@ -271,7 +271,7 @@ def test_a_domain_that_may_be_rebooting_keeps_its_port_for_a_moment_and_then_hol
     held = grace.extend(meanwhile, before.exposures, (), Stop(6.0, ()))
     assert lines(held) == ["ci-1: tcp *:80 -> 192.168.122.101:80"]
     after = placer.place(read, host(stopped, domain(2)), now=7.0)
-    for seconds in (6.5, 7.0):  # whatever the grace, nobody's port leads to two
+    for seconds in (6.5, 7.0):  # whatever the grace, no port leads to two
         held = grace.extend(after, before.exposures, (), Stop(seconds, ()))
         assert lines(held) == ["ci-2: tcp *:80 -> 192.168.122.102:80"]
     assert [*ends, placer.ends] == [7.0, None]

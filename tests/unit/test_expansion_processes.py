@@ -41,7 +41,7 @@ BRIDGE = replace(DEFAULT, gateways=(ip_address("192.168.122.1"),))
         (waits(8080, None, Family.IPV6), "8080:80", "", False),
         # On loopback addresses, and a client's.
         (waits(8080, "127.0.0.1", passing=True), "8080:80", "", True),
-        # The interfaces of both; whom guests ask at their gateway, nobody outside can.
+        # The interfaces of both; what guests ask at their gateway, no client outside can.
         (waits(8080, device="eth1"), "8080:80", "interface = 'eth0'", True),
         (waits(8080, device="eth0"), "8080:80", "interface = 'eth0'", False),
         (waits(8080, device="eth1"), "8080:80", "", False),

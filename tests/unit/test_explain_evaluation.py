@@ -1,4 +1,4 @@
-"""What cannot be told is never guessed: a chain's judgement holds whatever the unknown matches turn out to be."""
+"""What is unknown is never guessed: a chain's judgement holds whatever the unknown matches turn out to be."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""How the walk is told: on a terminal, as JSON, and where there is none."""
+"""How the walk is shown: on a terminal, as JSON, and where there is none."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the guest's answer tells, and from where it is asked."""
+"""What the guest's answer shows, and from where it is asked."""
 
 from dataclasses import replace
 

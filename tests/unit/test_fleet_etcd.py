@@ -63,7 +63,7 @@ def client(*urls: str) -> Client:
 
 
 def watch(*answers: Answer) -> tuple[list[object], str]:
-    """Give what a watch told, and why it ended."""
+    """Give what a watch reported, and why it ended."""
     found: list[object] = []
     with serving(*answers) as url, pytest.raises(EtcdError) as ended:
         read(url, found)

@@ -304,8 +304,8 @@ def test_the_default_zone_has_no_interface_of_another_zone() -> None:
     ("heads", "reason"),
     [
         ({"public": " (default, active)"}, "and zone public is the default zone"),
-        ({"public": " (active)"}, "where it is the default zone, which is not told here"),
-        ({"home": " (default)"}, "where it is the default zone, which is not told here"),
+        ({"public": " (active)"}, "where it is the default zone, which this listing does not say"),
+        ({"home": " (default)"}, "where it is the default zone, which this listing does not say"),
     ],
 )
 def test_a_zone_that_nothing_is_in_does_not_ask_for_the_same_listing(heads: dict[str, str], reason: str) -> None:

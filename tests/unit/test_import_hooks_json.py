@@ -1,4 +1,4 @@
-"""`hooks.json`: what libvirt-hook-qemu made of it is imported; what iptables refused, or nobody understands, is not."""
+"""`hooks.json`: what libvirt-hook-qemu made of it is imported; what iptables refused, or is not understood, is not."""
 
 import json
 from ipaddress import IPv4Address

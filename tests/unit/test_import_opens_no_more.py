@@ -126,7 +126,7 @@ def imported(save: str, owners: Owners = OWNERS) -> Config:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Whoever connects, and to what."""
+    """Who connects, and to what."""
 
     source: Address
     here: Address
@@ -186,7 +186,7 @@ def stays_unnamed(save: str, guest: Address) -> bool:
 
 
 def too_much(save: str, made: Config, protocols: Sequence[Protocol] = (Protocol.TCP,)) -> list[Client]:
-    """Whom we let in where the old rules did not, or may not have."""
+    """The clients that we let in where the old rules did not, or may not have."""
     led = ((client, where_we_lead(made, client)) for client in clients(protocols))
     return [client for client, to in led if to is not None and where_they_led(save, client) != {to}]
 

@@ -1,4 +1,4 @@
-"""Rules of iptables are read however they are written, and what becomes of each is told."""
+"""Rules of iptables are read however they are written, and what becomes of each is reported."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Where the import tells what to do, that leads on when it is followed to the letter."""
+"""Where the import says what to do, that leads on when it is followed to the letter."""
 
 import re
 

@@ -11,7 +11,8 @@ from typing import TextIO
 
 import pytest
 
-from fwdaemon.audit.journal import JournalOutlet, QueueHandler, StreamFormatter, StreamOutlet
+from fwdaemon.audit.journal import Arrears, JournalOutlet, QueueHandler, StreamFormatter, StreamOutlet
+from fwdaemon.core.types import Job
 from tests.lab.place import wait_until
 
 
@@ -73,10 +74,11 @@ def fill(sink: TextIO) -> int:
 
 def test_who_logs_waits_for_no_reader_and_what_was_lost_is_counted(pipe: tuple[TextIO, TextIO]) -> None:
     source, sink = pipe
-    filled = fill(sink)
-    handler = QueueHandler(StreamOutlet(sink), size=3)
+    filled, arrears = fill(sink), Arrears()
+    handler = QueueHandler(StreamOutlet(sink), 3, arrears)
     for number in range(10):
         handler.handle(line(f"line {number}"))
+    wait_until(lambda: [late.job for late in arrears.late(0.0)] == [Job.LOG], "the status shows that it waits")
     os.read(source.fileno(), filled)
     written = [source.readline().rstrip()]
     while "lost" not in written[-1]:
@@ -85,8 +87,9 @@ def test_who_logs_waits_for_no_reader_and_what_was_lost_is_counted(pipe: tuple[T
     assert kept == [f"line {number}" for number in range(len(kept))]
     found = re.fullmatch(r"warning: (\d+) log lines were lost: they could not be written in time", last)
     assert found is not None
-    assert int(found[1]) == 10 - len(kept) > 0
+    assert int(found[1]) == arrears.lost_lines == 10 - len(kept) > 0
     handler.finish(10)
+    assert arrears.late(0.0) == ()
 
 
 def test_the_last_lines_are_waited_for(pipe: tuple[TextIO, TextIO]) -> None:
@@ -112,7 +115,8 @@ def test_the_end_does_not_wait_for_a_pipe_that_is_not_read(pipe: tuple[TextIO, T
 
 def test_a_line_that_the_journal_does_not_take_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    handler = QueueHandler(JournalOutlet(str(path)))
+    arrears = Arrears()
+    handler = QueueHandler(JournalOutlet(str(path)), arrears=arrears)
     handler.handle(line("too early"))
     wait_until(lambda: handler.lost == 1, "the line is lost")
     with socket(AF_UNIX, SOCK_DGRAM) as journal:
@@ -120,6 +124,7 @@ def test_a_line_that_the_journal_does_not_take_is_counted(tmp_path: Path) -> Non
         handler.handle(line("in time"))
         assert journal.recv(4096).startswith(b"MESSAGE=in time\n")
         assert journal.recv(4096).startswith(b"MESSAGE=1 log lines were lost")
+        assert arrears.lost_lines == 1
     handler.finish(10)
 
 

@@ -1,4 +1,4 @@
-"""The last configuration that was right: kept whole, for root alone, and read only where nobody else wrote it."""
+"""The last configuration that was right: kept whole, for root alone, and read only where no one else wrote it."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""What is kept of the leases that libvirt tells: those of guests, the newest first."""
+"""What is kept of the leases that libvirt lists: those of guests, the newest first."""
 
 from fwdaemon.hypervisor.reader import lease_claims
 

@@ -85,7 +85,7 @@ def test_what_goes_before_a_limited_forward_is_asked_first() -> None:
 
 
 def test_a_table_nat_never_refuses() -> None:
-    """iptables(8) takes no such rule, so nobody could restore what it prints."""
+    """iptables(8) takes no such rule, so what it prints could not be restored."""
     exposures = replace(WEB, admission=LIMITED), replace(MAIL, admission=Admission(sets=("office",))), SSH
     desired = state(*exposures, barred=Admission(denied=("bad",)))
     for chain in (PRE, OUT, POST):

@@ -14,6 +14,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Job
 from fwdaemon.metrics.exposition import Exposition
 from fwdaemon.metrics.figures import BOUNDS_S, Cause, Tally, metrics_of
 from fwdaemon.status.model import Status
@@ -26,7 +27,7 @@ NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 
 def exposed(status: Status, tally: Tally | None = None) -> Mapping[str, Metric]:
-    """Every metric by its name, as whoever collects them reads them."""
+    """Every metric by its name, as a collector reads them."""
     text = Exposition(lambda: metrics_of(status, tally or Tally(), NOW)).text().decode()
     return {metric.name: metric for metric in text_string_to_metric_families(text)}
 
@@ -57,7 +58,9 @@ def test_every_metric_is_here_and_follows_the_conventions() -> None:
         "ended_connections": "counter",
         "etcd_members": "gauge",
         "etcd_members_answering": "gauge",
+        "late_seconds": "gauge",
         "libvirt_connected": "gauge",
+        "log_lines_lost": "counter",
         "metrics_timestamp_seconds": "gauge",
         "open_connections": "gauge",
         "open_connections_bytes": "gauge",
@@ -124,7 +127,7 @@ def test_connections_are_counted_where_somebody_counts() -> None:
         ("web1", "", "4", "*"): 12,
         ("web1", "", "6", "*"): 0,
     }
-    # The kernel counts bytes only where it is told to.
+    # The kernel counts bytes only where it is configured to.
     assert values(found["kvm_portfwd_open_connections_bytes"], "domain") == {("web1",): 98765}
 
 
@@ -166,6 +169,15 @@ def test_libvirt_and_the_build() -> None:
     assert values(found["kvm_portfwd_build_info"], "version") == {("0.1.0",): 1}
     assert value(found, "metrics_timestamp_seconds") == NOW.timestamp()
     assert value(found, "problems") == 1
+
+
+def test_work_that_takes_too_long_and_lines_that_were_lost() -> None:
+    found = exposed(statuses.status())
+    late = values(found["kvm_portfwd_late_seconds"], "job")
+    assert set(late) == {(job.value,) for job in Job}
+    assert {job: seconds for (job,), seconds in late.items() if seconds} == {"connections": 12.25, "libvirt": 61}
+    assert value(found, "log_lines_lost") == 17
+    assert value(found, "connection_log_lost") == 5
 
 
 def test_a_configuration_that_was_refused_and_one_that_was_not() -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def free_endpoint(address: str = "127.0.0.1") -> Endpoint:
-    """Give a port that nobody listens on."""
+    """Give a port on which no process listens."""
     found = ip_address(address)
     with socket.socket(socket.AF_INET6 if found.version == 6 else socket.AF_INET) as probe:
         probe.bind((address, 0))
@@ -256,5 +256,5 @@ def test_a_port_that_is_taken_is_told_once_and_tried_again(caplog: pytest.LogCap
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  what is waited for tells nobody
+        while not condition():  # noqa: ASYNC110  what is waited for sends no signal
             await asyncio.sleep(0.01)

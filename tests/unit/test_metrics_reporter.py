@@ -198,7 +198,7 @@ async def ask(endpoint: Endpoint) -> bytes:
 
 
 async def connected(endpoint: Endpoint) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect as soon as somebody listens."""
+    """Connect as soon as there is a listener."""
     async with asyncio.timeout(10):
         while True:
             try:

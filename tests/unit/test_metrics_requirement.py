@@ -1,4 +1,4 @@
-"""Metrics need a library that not everybody has; who asks for them without it is told how to get it."""
+"""Metrics need a library that not every host has; asked for without it, they say how to get it."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What is counted of the daemon's work, and to whom a loss is put down."""
+"""What is counted of the daemon's work, and to what a loss is attributed."""
 
 import pytest
 

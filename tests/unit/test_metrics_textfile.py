@@ -24,7 +24,7 @@ def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> No
     textfile.write(b"first\n")
     with path.open("rb") as reading:
         textfile.write(b"second\n")
-        # Whoever reads meanwhile reads what was whole.
+        # A reader meanwhile reads what was whole.
         assert reading.read() == b"first\n"
     assert path.read_bytes() == b"second\n"
     assert path.stat().st_mode & 0o777 == 0o644

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from fwdaemon.config.model import BackendChoice
-from fwdaemon.core.report import Actor, Location, LocationReason, Presence
-from fwdaemon.core.types import Family, Gate, GuestPath
+from fwdaemon.core.report import Actor, Location, LocationReason
+from fwdaemon.core.types import Family, Gate, GuestPath, Presence
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.process import Finished
 from fwdaemon.netfilter import Netfilter

@@ -1,4 +1,4 @@
-"""What systemd is told: everything in order, nothing twice, and never at the price of waiting for it."""
+"""What systemd gets: everything in order, nothing twice, and never at the price of waiting for it."""
 
 import asyncio
 import os
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.audit.journal import ARREARS
+from fwdaemon.core.types import Job
 from fwdaemon.status.notify import Notifier, Pulse, Watchdog
 from tests.lab.place import wait_until
 
@@ -21,7 +23,7 @@ class Systemd:
         self._socket.bind(address)
 
     def told(self) -> list[str]:
-        """Everything told since the last time."""
+        """Everything sent since the last time."""
         found = []
         while (message := self._read()) is not None:
             found.append(message)
@@ -107,9 +109,11 @@ def test_a_full_socket_holds_up_nobody_and_nothing_is_lost(systemd: Systemd, env
         notifier.status("2 forwards")
         notifier.ready()
         notifier.alive()
+        assert Job.SYSTEMD in {late.job for late in ARREARS.late(0.0)}, "the status shows that it waits"
         while "READY=1" not in told:
             told += [message for message in systemd.told() if message != "FILLED=1"]
             await asyncio.sleep(0.01)
+        assert Job.SYSTEMD not in {late.job for late in ARREARS.late(0.0)}
         notifier.close()
         return told
 

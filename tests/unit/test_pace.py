@@ -28,7 +28,7 @@ class Clock:
 
 @dataclass
 class Flooded:
-    """Somebody who always has something to do, and does it as soon as the budget allows."""
+    """A worker that always has something to do, and does it as soon as the budget allows."""
 
     pause: Callable[[], float]
     cost: float

@@ -149,7 +149,7 @@ def test_what_is_held_joins_what_is_wanted() -> None:
 
 
 def test_a_route_leads_to_the_network_of_the_first_uri_though_it_is_not_active() -> None:
-    """One of the same name on a later URI is told, and its guests are reached as before."""
+    """One of the same name on a later URI is reported, and its guests are reached as before."""
     asleep = replace(DEFAULT, active=False, bridge=None, subnets=(), uuid=UUID(int=1))
     other = replace(DEFAULT, uuid=UUID(int=2), rank=1, forwards=True)
     inventory = replace(host(web(nic("192.168.122.50")), networks=(asleep,)), namesakes=(other,))

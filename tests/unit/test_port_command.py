@@ -22,7 +22,7 @@ NAT = '[[nat]]\ndomain = "mail"\npublic = "198.51.100.8"\n'
 
 @pytest.fixture
 def daemon(monkeypatch: pytest.MonkeyPatch) -> Desired:
-    """A daemon that tells of three domains, one of which has but an entry that waits."""
+    """A daemon that reports three domains, one of which has but an entry that waits."""
     read = config(entry("ci-*", "auto:22") + FIXED + NAT + entry("off", "7"))
     desired = desired_state(read, host(domain(1), domain(2), domain(3, "mail"), domain(4, "off", running=False)))
     status = Status(Header("0", Configuration(Path("portfwd.toml"))), rows(Facts(read, desired, desired), Readings()))

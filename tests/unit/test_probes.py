@@ -1,4 +1,4 @@
-"""When bridges are asked: not at once, with growing pauses, only while somebody is wanted, and soon for a newcomer."""
+"""When bridges are asked: not at once, with growing pauses, only while a guest is wanted, and soon for a newcomer."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""No two forwards claim one packet, and whoever the configuration means gets it, in the rules of every backend.
+"""No two forwards claim one packet, and the guest that the configuration means gets it, in the rules of every backend.
 
 What the rules do is found by walking their text; what is meant, from the configuration alone.
 """

@@ -44,7 +44,7 @@ def guest(connection: libvirt.virConnect) -> libvirt.virDomain:
 
 
 def seen(reader: Reader, connection: libvirt.virConnect) -> tuple[bool, Move | None] | None:
-    """Say whether the guest runs here, and how it moves; libvirt would have told of each change of it."""
+    """Say whether the guest runs here, and how it moves; libvirt would have reported each change of it."""
     reader.invalidate(GUEST_UUID)
     domains = (observed.domain for observed in reader.observe(connection, connection).domains)
     return next(((domain.running, domain.move) for domain in domains if domain.name == "guest"), None)

@@ -1,4 +1,4 @@
-"""One reconcile after another, with a rule system, a host and connections in memory: what is done, and what is told."""
+"""One reconcile after another, with a rule system, a host and connections in memory: what is done and reported."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ MIND = Note(NoteKind.FORWARDING_PUT_BACK, ("net.ipv4.ip_forward",))
 MINDED = "set net.ipv4.ip_forward = 0 again: it was off before kvm-portfwd"
 
 
-# --- what is told -----------------------------------------------------------------------------------------------------
+# --- what is reported -------------------------------------------------------------------------------------------------
 
 
 def test_at_first_everything_is_added_and_told_with_where_the_rules_are(bench: Bench) -> None:

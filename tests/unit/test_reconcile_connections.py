@@ -27,7 +27,7 @@ def test_connections_of_what_went_are_refused_and_ended_and_others_go_on(bench: 
     assert bench.connections.flows == [other]
     assert bench.kernel.refused == [FLOW]
     assert "ended 1 connections of forwards that changed" in told
-    # They end beside the reconcile: one of the two reports tells of them.
+    # They end beside the reconcile: one of the two reports has them.
     bench.reconcile(state)
     assert ended + bench.reported().ended == 1
 

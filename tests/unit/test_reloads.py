@@ -1,4 +1,4 @@
-"""Who asks for a reload is told what came of the one that began after that."""
+"""A client that asks for a reload gets the outcome of the one that began after that."""
 
 import asyncio
 from pathlib import Path

@@ -107,16 +107,16 @@ def said(file: Path) -> Iterator[tuple[int, str]]:
             yield from [(item.lineno, item.value)] if _WORDS.search(item.value) else []
 
 
-def facts(file: Path) -> Iterator[ast.Call]:
-    """Give each place that makes a fault or a note."""
+def facts(file: Path, *names: str) -> Iterator[ast.Call]:
+    """Give each place that makes one of these, which are a fault and a note unless others are named."""
     for item in nodes(file):
-        if isinstance(item, ast.Call) and isinstance(item.func, ast.Name) and item.func.id in ("Fault", "Note"):
-            yield item
+        if isinstance(item, ast.Call) and isinstance(item.func, ast.Name):
+            yield from [item] if item.func.id in (names or ("Fault", "Note")) else []
 
 
 def put(file: Path) -> Iterator[tuple[int, str]]:
-    """Give the words that are put into a fault or a note, each with its line."""
-    for call in facts(file):
+    """Give the words that are put into a fault, a note or a refusal, each with its line."""
+    for call in facts(file, "Fault", "Note", "DeclinedError"):
         yield from ((call.lineno, text) for text in texts(call, file) if _WORDS.search(text))
 
 
@@ -128,7 +128,7 @@ def number(call: ast.Call) -> int:
 
 
 def made(call: ast.Call) -> Iterator[tuple[str, str]]:
-    """Give each kind that a place makes, with what people are told of one that is about as much."""
+    """Give each kind that a place makes, with the words for one that is about as much."""
     about = NAMES[: number(call)]
     for item in ast.walk(call.args[0]):
         match item:
@@ -164,7 +164,9 @@ def test_all_that_a_fault_is_about_is_in_its_words() -> None:
     assert {kind for call in calls for kind, _ in made(call)} == {*FaultKind.__members__, *NoteKind.__members__}
 
 
-@pytest.mark.parametrize("line", ['Fault(FaultKind.ERROR, (f"gate in {gate}",))', "Note(kind, detail=WORDS)"])
+@pytest.mark.parametrize(
+    "line", ['Fault(FaultKind.ERROR, (f"gate in {gate}",))', "Note(kind, detail=WORDS)", "DeclinedError([WORDS])"]
+)
 def test_words_in_a_fault_are_seen(tmp_path: Path, line: str) -> None:
     (file := tmp_path / "module.py").write_text(f'WORDS = "it was not there"\nx = {line}\n')
     assert list(put(file))

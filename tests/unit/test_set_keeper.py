@@ -17,7 +17,7 @@ from fwdaemon.core.types import Family, Origin
 from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.reconcile import Reconciler
-from fwdaemon.status.sets import KeptElements, SetKeeper, Told
+from fwdaemon.status.sets import KeptElements, News, SetKeeper
 from tests.unit.backend_behaviour import FLOW, STATE
 from tests.unit.memory_backend import MemoryBackend, NoProgram
 from tests.unit.reconcile_bench import Bench
@@ -30,14 +30,14 @@ ONE = Element(int(CLIENT), int(CLIENT))
 
 @dataclass
 class Heard:
-    """What a keeper told."""
+    """What a keeper reported."""
 
     changed: list[Path | None] = field(default_factory=list)
     kept: dict[Path, bytes] = field(default_factory=dict)
     trouble: tuple[str, ...] = ()
 
-    def told(self) -> Told:
-        return Told(self.changed.append, self.keep, self.be_troubled)
+    def news(self) -> News:
+        return News(self.changed.append, self.keep, self.be_troubled)
 
     def keep(self, file: Path, text: bytes) -> None:
         self.kept[file] = text
@@ -80,7 +80,7 @@ def test_a_file_is_read_again_and_one_that_is_wrong_changes_nothing(listed: Path
     heard, loaded = Heard(), load_guarded(listed.with_name("portfwd.toml"))
 
     async def follow() -> None:
-        keeper = SetKeeper(heard.told(), Externals(), listed.parent, 0.01)
+        keeper = SetKeeper(heard.news(), Externals(), listed.parent, 0.01)
         keeper.begin(loaded.config, loaded.lists)
 
         def there() -> list[str]:
@@ -115,7 +115,7 @@ def test_what_others_had_in_sets_outlives_the_daemon(listed: Path) -> None:
     loaded, state = load_guarded(listed.with_name("portfwd.toml")), listed.parent
 
     async def live(externals: Externals, act: Callable[[], None]) -> None:
-        keeper = SetKeeper(heard.told(), externals, state)
+        keeper = SetKeeper(heard.news(), externals, state)
         keeper.begin(loaded.config, loaded.lists)
         externals.names = frozenset({"banned"})
         act()

@@ -1,4 +1,4 @@
-"""Who gets what domains ask for: what a policy covers whole, and nobody has, the older live domain first."""
+"""Who gets what domains ask for: what a policy covers whole, and is free, the older live domain first."""
 
 from collections.abc import Iterator
 from dataclasses import replace

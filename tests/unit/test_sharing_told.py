@@ -1,4 +1,4 @@
-"""What is told of what domains ask for: in the journal, in the status, and by `explain`."""
+"""What is reported of what domains ask for: in the journal, in the status, and by `explain`."""
 
 import logging
 from dataclasses import replace

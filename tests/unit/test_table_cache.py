@@ -240,7 +240,7 @@ def test_what_is_placed_again_is_what_would_be_placed_anew(config: Config, inven
         chosen = dict(placement.chosen)
         desired = placement.move(inventory)
         assert told(desired) == told(desired_state(config, inventory, chosen))
-        # A copy finds out by itself what the state was told of its exposures.
+        # A copy finds out by itself what the state was given of its exposures.
         for told_so in (desired, desired.keeping(frozenset({Family.IPV6}))):
             found = replace(told_so)
             assert (told_so.families, told_so.bridge_ports) == (found.families, found.bridge_ports)

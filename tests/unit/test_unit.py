@@ -1,4 +1,4 @@
-"""The unit as a file: nothing for this machine's systemd to complain of, and every power in it has its reason told."""
+"""The unit as a file: nothing for this machine's systemd to complain of, and every power has its reason beside it."""
 
 import re
 import subprocess

@@ -27,7 +27,7 @@ def link(links: Path, name: str, *, device: bool = False, built_on: tuple[str, .
 
 
 def route(*parts: bytes, length: int = 0, protocol: int = 3, kind: int = 1, to: bytes = b"") -> bytes:
-    """Write a route of IPv4 the way the kernel tells it."""
+    """Write a route of IPv4 the way the kernel sends it."""
     destination = attribute(1, to) if to else b""
     return struct.pack("=BBBBBBBBI", 2, length, 0, 0, 254, protocol, 0, kind, 0) + destination + b"".join(parts)
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.audit.journal import ARREARS
 from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Job
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.local_proxy import LocalProxy
 from fwdaemon.hypervisor.link import EventLoop
@@ -37,7 +39,7 @@ def no_threads() -> Iterator[None]:
 
 def test_a_thread_that_could_not_be_started_is_tried_again_at_the_next_call() -> None:
     async def work() -> tuple[int, bool]:
-        worker = Worker("test")
+        worker = Worker("test", Job.STATUS)
         with no_threads(), pytest.raises(KernelError, match="the thread 'test' cannot be started"):
             await worker.submit(lambda: 1)
         return await worker.submit(lambda: 2), await worker.close(10)
@@ -123,8 +125,10 @@ def test_a_pass_does_not_wait_for_a_proxy_that_is_busy() -> None:
     results = [proxy.apply(wanted, full=full) for full in (False, True)]
     assert not gave_up.is_set()
     assert [(result.short, len(result.faults)) for result in results] == [(True, 1)] * 2
+    assert Job.LOOPBACK in {late.job for late in ARREARS.late(0.0)}, "the status shows that it waits"
     over.set()
     wait_until(lambda: not proxy.apply(wanted).short, "it is done")
+    assert Job.LOOPBACK not in {late.job for late in ARREARS.late(0.0)}
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", 48080)).close()
     socket.create_connection(("127.0.0.1", 48081)).close()

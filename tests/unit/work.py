@@ -1,4 +1,4 @@
-"""How much work a call does, told by the lines of Python it runs: the same on every machine, however busy."""
+"""How much work a call does, in lines of Python that it runs: the same on every machine, however busy."""
 
 import sys
 from collections.abc import Callable
