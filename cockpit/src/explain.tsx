@@ -83,7 +83,7 @@ function Verdict({ found }: { found: Explanation }) {
     const sentence = <English text={found.sentence} />;
     // What helps is not to be scrolled to.
     const place = useRef<HTMLDivElement>(null);
-    useEffect(() => place.current?.scrollIntoView({ block: "nearest" }), [found]);
+    useEffect(() => { place.current?.scrollIntoView({ block: "nearest" }) }, [found]);
     return <div ref={place}><Alert isInline variant={found.works ? "success" : "danger"} title={title || sentence}>{title && sentence}</Alert></div>;
 }
 
