@@ -25,6 +25,7 @@ READERS: Final = {
     "errors.py": "what nft says of a script",
     "hypervisor/guest_addresses.py": "what watchdog writes to its log",
     "nftables/gates.py": "iptables -S",
+    "nftables/generation.py": "what nft says of a script",
     "nftables/guest_paths.py": "iptables -S",
     "importing/firewalld_zones.py": "firewall-cmd --list-all",
     "importing/iptables_save.py": "remarks of iptables-save",
