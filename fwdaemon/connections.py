@@ -19,7 +19,8 @@ from fwdaemon.core.types import Address, Family, Job, Protocol
 from fwdaemon.errors import PortfwdError
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.conntrack_listing import Entry
-from fwdaemon.kernel.process import Beside, new_budgets
+from fwdaemon.kernel.memory import Beside
+from fwdaemon.kernel.process import new_budgets
 from fwdaemon.netfilter import Rules
 from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, turned
 from fwdaemon.triggers import Budgets, Origin

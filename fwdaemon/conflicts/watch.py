@@ -29,8 +29,9 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Job, Listener, PortRange, PortSet, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, ProcessError, shortage
 from fwdaemon.kernel.listeners import Holders, listeners
+from fwdaemon.kernel.memory import Beside
 from fwdaemon.kernel.observe import observe_host
-from fwdaemon.kernel.process import Beside, Runner, new_budgets, processor_time_here
+from fwdaemon.kernel.process import Runner, new_budgets, processor_time_here
 from fwdaemon.legacy.info import existing_tables, table_info
 from fwdaemon.legacy.model import TableName
 from fwdaemon.nftables.existing import HookedChain, hooked_chains, is_iptables, is_larger

@@ -369,7 +369,8 @@ class Questions:
 
 
 def _asked(main: str, line: str) -> str:
-    answering = Companion(_ANSWER, main, {})
+    # What a client asks is no work for guests, and takes nothing of their share.
+    answering = Companion(_ANSWER, main, {}, counted=False)
     try:
         if not (answered := answering.exchange(line)):
             raise KernelError("the process that looks at the host ended without an answer; see the journal")
