@@ -156,7 +156,7 @@ def test_a_held_lock_does_not_keep_gates_in_nftables_from_healing(lock_file: Pat
         "delete table ip kvm_portfwd",
         "flush table ip kvm_portfwd",
         "flush chain ip kvm_portfwd forwards",
-        "flush chain ip kvm_portfwd every_address",
+        "flush chain ip kvm_portfwd prerouting",
     ],
 )
 def test_a_program_that_hangs_on_rules_of_others_does_not_keep_a_wiped_table_from_healing(
