@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from bench.counted import taken
 from bench.figure import NONE, Figure, Series, Unit, Want, ratios
 from bench.forwards import FIRST_PORT, GREETING, LAST, PUBLIC, SERVER
 from bench.scene import Scene
@@ -21,6 +22,8 @@ _ROUNDS, _QUICK_ROUNDS = 40, 3
 _CONNECTIONS: Final = 3000
 _READINGS: Final = 20
 _SOURCES, _A_SECOND, _BEFORE = 10_000, 20_000, 30_000
+# More than any limit counts, and how many that is.
+_TOO_MANY, _MOST_SOURCES, _MEMORY_ROUNDS, _MIB = 100_000, 65_535, 9, 1 << 20
 _LIST: Final = "/etc/portfwd.d/list.txt"
 _SET_PATIENCE_S: Final = 600.0
 _NOTES = f"""\
@@ -29,6 +32,8 @@ forward on a host whose configuration has no sets; and on a host with N addresse
 other programs fill, through a forward that asks nothing, one that denies the file, one that denies the set of others,
 and one that limits each source to more than these. In turn, the same beside a flood of {_A_SECOND:,} first packets a
 second from {_SOURCES:,} sources, to a forward that lets in all, and to one that lets in one a day of each source.
+The memory of sources is what slabs of the kernel grow by that take an object for nearly each of them; of
+{_TOO_MANY:,} sources, a limit counts {_MOST_SOURCES:,}.
 Clients, host and server share the cores of one machine, which are busy all the time and limit the rates."""
 
 
@@ -75,6 +80,7 @@ class Host:
 
     scene: Scene
     rates: dict[tuple[Asking, str], list[float]] = field(default_factory=dict)
+    memory: dict[int, list[float]] = field(default_factory=dict)
 
     def measure(self, asking: Asking, beside: str = "") -> None:
         """Connect through a forward."""
@@ -86,6 +92,12 @@ class Host:
         with self.scene.traffic.flooding(PUBLIC, asking.port, _SOURCES, 1 << 30, _A_SECOND):
             time.sleep(_BEFORE / _A_SECOND)
             self.measure(_PLAIN, beside)
+
+    def fill(self, rounds: int, *, legacy: bool) -> None:
+        """Have sources counted, by their number."""
+        for sources in (_SOURCES, _TOO_MANY):
+            counted = min(sources, _MOST_SOURCES)
+            self.memory[sources] = taken(self.scene, sources, counted, rounds, legacy=legacy)
 
     def forget(self) -> None:
         """Drop what was measured while everything warmed up."""
@@ -99,6 +111,7 @@ def measure(setting: Setting) -> Figure:
         bare, asking = (Host(at_end.enter_context(setting.scene())) for _ in range(2))
         bare.scene.daemon(_HEAD + _PLAIN.entry)
         _fill(asking.scene, size, legacy=setting.legacy)
+        asking.fill(setting.at_most(_QUICK_ROUNDS if setting.quick else _MEMORY_ROUNDS), legacy=setting.legacy)
         _take_turns(bare, asking, setting.at_most(_QUICK_ROUNDS if setting.quick else _ROUNDS))
     read = {number: [*_readings(number)] for number in (1_000, 100_000)}
     series = (Series("reading a file", Unit.SECONDS, read), *_series(bare, asking, size))
@@ -171,6 +184,7 @@ def _series(bare: Host, asking: Host, size: int) -> tuple[Series, ...]:
     return (
         Series("connections, no sets at all", Unit.PER_SECOND, {NONE: bare.rates[_PLAIN, ""]}),
         *(Series(label, Unit.PER_SECOND, {size: asking.rates[key]}) for label, key in told.items()),
+        *(Series(f"memory of {of:,} sources", Unit.BYTES, {size: took}) for of, took in asking.memory.items()),
     )
 
 
@@ -187,5 +201,11 @@ def _wants(bare: Host, asking: Host, read: Mapping[int, list[float]]) -> tuple[W
         at_least("connections, denying the set of others,", asking.rates[_OTHERS, ""], plain),
         at_least(
             "connections beside a flood over the limit", asking.rates[_PLAIN, "closed"], asking.rates[_PLAIN, "open"]
+        ),
+        *(
+            Want(
+                f"memory of {sources:,} sources at most", [each / _MIB for each in asking.memory[sources]], most, " MiB"
+            )
+            for sources, most in ((_SOURCES, 4), (_TOO_MANY, 20))
         ),
     )

@@ -3,7 +3,7 @@
 import time
 from typing import Final
 
-from bench.figure import NONE, Figure, Series, Unit
+from bench.figure import NONE, Figure, Series, Unit, Want
 from bench.forwards import config
 from bench.processes import wait_quiet
 from bench.scene import Scene
@@ -13,6 +13,7 @@ _RUNS: Final = {10: 7, 10000: 7}
 _QUICK_RUNS: Final = {10: 3, 100: 3}
 _HELP_RUNS = 20
 _PATIENCE_S = 120.0
+_MANY, _READY_S, _HELP_MS = 10000, 0.7, 40
 _NOTES = """\
 From the start of the process until it reports that it is ready, with its rules for N forwards in the kernel from an
 earlier run, which it compares and adopts. And how long `--help` takes, beside an empty program of that Python."""
@@ -29,7 +30,11 @@ def measure(setting: Setting) -> Figure:
         Series("`kvm-portfwd --help`", Unit.SECONDS, {NONE: answer}),
         Series("`python3 -c pass`", Unit.SECONDS, {NONE: empty}),
     )
-    return Figure("start", "Start", str(setting.flavour), _NOTES, series)
+    beyond = [1000 * (one - other) for one, other in zip(answer, empty, strict=True)]
+    wants = [Want(f"`--help` within {_HELP_MS} ms of an empty Python", beyond, _HELP_MS, " ms")]
+    if _MANY in ready:
+        wants.insert(0, Want(f"at {_MANY:,}, ready within {_READY_S} s", ready[_MANY], _READY_S, " s"))
+    return Figure("start", "Start", str(setting.flavour), _NOTES, series, tuple(wants))
 
 
 def _starts(scene: Scene, size: int, count: int) -> list[float]:

@@ -126,5 +126,9 @@ class Traffic:
         finally:
             process.stop()
 
+    def flood(self, address: str, port: int, sources: int, count: int, a_second: int) -> None:
+        """Send so many first packets from so many sources, and wait until all are sent."""
+        self._client("flood", address, str(port), str(sources), str(count), str(a_second))
+
     def _client(self, *words: str) -> list[str]:
         return self._host.outside.run([_ON_HOST, *words], timeout=_PATIENCE_S).stdout.split()

@@ -5,8 +5,8 @@ They share one base, so that the command line can turn each into one line on sta
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _NO_LABELS = (
     "our connections need a label: load the kernel's module xt_connlabel, or boot a kernel that has"
@@ -71,8 +71,7 @@ def label_remedy(said: str) -> str:
     return f"; {_NO_LABELS}" if missing else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One thing wrong at one place of the configuration, with what to write instead."""
 
     file: Path

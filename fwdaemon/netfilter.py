@@ -11,6 +11,7 @@ from itertools import chain
 from typing import NamedTuple, Protocol
 
 from fwdaemon.config.model import BackendChoice
+from fwdaemon.core.admission import Need
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import (
     ApplyResult,
@@ -154,6 +155,10 @@ class Backend(Rules, Protocol):
         """Read how many first packets were dropped, for who sent them or how often; beside all other methods."""
         ...
 
+    def lacks(self, needs: Collection[Need]) -> Mapping[Need, Fault]:
+        """Tell what this host lacks of what rules may need, as far as that is known; nothing is touched."""
+        ...
+
     def stamp(self) -> Stamp:
         """Give a value that differs after any change in this rule system."""
         ...
@@ -251,6 +256,10 @@ class Netfilter:
     def dropped(self, desired: Desired) -> Dropped:
         """See `Backend.dropped`; where the rules are, or belong."""
         return (self._location or self._chosen(full=True)).backend.dropped(desired)
+
+    def lacks(self, needs: Collection[Need]) -> Mapping[Need, Fault]:
+        """See `Backend.lacks`; where the rules are, or belong."""
+        return (self._location or self._chosen(full=True)).backend.lacks(needs)
 
     def held(self) -> frozenset[Family]:
         """See `Rules.held`; in any rule system."""

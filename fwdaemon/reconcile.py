@@ -78,7 +78,7 @@ class HostNetwork(Protocol):
         """Take back what has to go before the rules change."""
         ...
 
-    def apply(self, desired: Desired, *, ip_forward: bool, full: bool = True) -> ApplyResult:
+    def apply(self, desired: Desired, *, ip_forward: bool, full: bool = True, replugged: bool = False) -> ApplyResult:
         """Make the host hold what `desired` needs; what cannot be done is a fault."""
         ...
 
@@ -234,8 +234,8 @@ class Reconciler:
 
     def _apply_host_network(self, desired: Desired, request: Request) -> ApplyResult:
         """Keep the host's side; an event about a guest may mean that it has another port of the same name."""
-        full = request.full or bool(request.reasons)
-        return self._host.apply(desired, ip_forward=request.ip_forward, full=full)
+        how = {"full": request.full, "replugged": bool(request.reasons)}
+        return self._host.apply(desired, ip_forward=request.ip_forward, **how)
 
     def _conflicts_of(self, desired: Desired, request: Request) -> tuple[Conflict | Fault, ...]:
         how = {"full": request.full, "reloaded": request.reloaded}

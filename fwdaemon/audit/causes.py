@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from fwdaemon.core.exposures import Exposure, Owner, in_order
@@ -47,19 +48,15 @@ def changes(before: ReconcileReport | None, after: Desired, result: ApplyResult,
     if after is before.desired and not result.changed:
         return ()
     live, now = before.desired.exposures, after.exposures
-    removed = ((exposure, known.of_removal(exposure, known.reasons)) for exposure in in_order(live - now))
-    new_homes = _homes(now - live) - _homes(live)
-    had_another = frozenset(item.owner for item in live - now)
+    gone, come = live - now, now - live
+    removed = ((exposure, known.of_removal(exposure, known.reasons)) for exposure in in_order(gone))
+    had_another = frozenset(item.owner for item in gone)
+    # To note where each of thousands of guests is would take longer than all else.
+    new_homes = _homes(item for item in come if item.owner in had_another)
+    new_homes = new_homes - _homes(live) if new_homes else new_homes
     return (
         *(Change("removed", exposure, of_end(exposure, after, reasons, new_homes)) for exposure, reasons in removed),
-        *(
-            Change(
-                "added",
-                item,
-                of_start(item, before.placed, known.reasons, new_homes if item.owner in had_another else ()),
-            )
-            for item in in_order(now - live)
-        ),
+        *(Change("added", item, of_start(item, before.placed, known.reasons, new_homes)) for item in in_order(come)),
         *(
             Change("restored", exposure, of_loss(exposure, known.reasons, known.actors))
             for exposure in in_order(result.damaged & live & now)
@@ -275,6 +272,7 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
 }
 
 
+@lru_cache(maxsize=64)  # thousands of forwards may change for one
 def format_cause(cause: Cause) -> str:
     """Tell the first facts, a new configuration ahead of all; after a burst the rest would not help a reader."""
     facts = sorted(cause.facts, key=lambda fact: fact.kind not in _OF_CONFIGURATION)

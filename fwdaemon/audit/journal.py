@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from queue import Full, Queue
+from queue import SimpleQueue
 from socket import AF_UNIX, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET, socket
 from threading import Thread
 from typing import Final, Protocol, TextIO
@@ -169,6 +169,10 @@ class Outlet(Protocol):
         ...
 
 
+class _FullError(Exception):
+    """As many lines wait as may."""
+
+
 class QueueHandler(logging.Handler):
     """Hands lines to a thread that writes them: logging never waits, whatever holds up the journal or a pipe.
 
@@ -178,14 +182,16 @@ class QueueHandler(logging.Handler):
     def __init__(self, outlet: Outlet, size: int = _QUEUED_LINES, arrears: Arrears = ARREARS) -> None:
         super().__init__()
         self._outlet, self._arrears = outlet, arrears
-        self._lines: Queue[bytes | None] = Queue(size)
+        # Half the time of a queue that is bounded by itself.
+        self._lines: SimpleQueue[bytes | None] = SimpleQueue()
+        self._size = size
         self.lost = 0  # lines that were not written, and not reported yet
         self._thread: Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue one record."""
         try:
-            self._lines.put_nowait(self._outlet.encoded(record))
+            self._put(self._outlet.encoded(record))
         except Exception:  # noqa: BLE001  a line that is lost must not end what it reports (logging's own rule)
             self._count(1)
         if self._thread is None:
@@ -195,10 +201,15 @@ class QueueHandler(logging.Handler):
         """Wait for what is queued, at most `patience` seconds; the rest is lost."""
         if self._thread is None:
             self._begin()
-        with suppress(Full):  # then it is stuck
-            self._lines.put_nowait(None)
+        with suppress(_FullError):  # then it is stuck
+            self._put(None)
             if self._thread is not None:
                 self._thread.join(patience)
+
+    def _put(self, line: bytes | None) -> None:
+        if self._lines.qsize() >= self._size:
+            raise _FullError
+        self._lines.put(line)
 
     def _begin(self) -> None:
         # A daemon thread: a write that hangs must not keep this program from ending.

@@ -48,8 +48,8 @@ Fields: TypeAlias = dict[str, str]
 def exposure(action: str, changed: Exposure, cause: Cause) -> None:
     """Write that an exposure was `added`, `removed` or `restored`."""
     fields = _fields(changed, cause)
-    if action != "removed":
-        fields |= {"PORTFWD_CAUSE": "; ".join([fields["PORTFWD_CAUSE"], *_allowed_by(changed.origin)])}
+    if action != "removed" and (allowed := _allowed_by(changed.origin)):
+        fields["PORTFWD_CAUSE"] = "; ".join([fields["PORTFWD_CAUSE"], *allowed])
     what = f"{_who(changed.owner)}: {fields['PORTFWD_LISTEN']} -> {fields['PORTFWD_TARGET']}"
     _write(action, f"{action} {what} ({fields['PORTFWD_CAUSE']})", fields)
 
@@ -270,9 +270,7 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
     ),
     FaultKind.SET_REFUSED: "set {0}: {detail}",
     FaultKind.TABLE_LEFT_OUT: "{0} is left out on this host: {1} claims the same, and files go before the table",
-    FaultKind.MORE_CONFLICTS: (
-        "{0} more ports conflict with the host's processes or rules; `kvm-portfwd check` lists all"
-    ),
+    FaultKind.MORE_CONFLICTS: "{0} more ports conflict with others' processes or rules: `kvm-portfwd check` lists all",
     FaultKind.HOST_UNCHECKED: "not checked against this host: {detail}",
     FaultKind.RULES_UNCHECKED: "not checked against the rules of other tools: {detail}",
     FaultKind.WRITER_UNKNOWN: "rules stay in {0}, as iptables does not say where it writes to: {detail}",
@@ -289,13 +287,14 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
     FaultKind.GATES_UNSEARCHED: "cannot search other chains for our rules: {detail}",
     FaultKind.LEGACY_GATE: "no gate in the legacy FORWARD chain: {detail}",
     FaultKind.LEGACY_GATES: "no gate in the legacy FORWARD chains: {detail}",
-    FaultKind.NO_IPSET: (
-        "what has {0} stays closed, as rules are in iptables-legacy, which needs the program ipset for that; install"
-        " the package ipset"
-    ),
+    FaultKind.NO_IPSET: "what has {0} stays closed: that takes ipset in iptables-legacy; install the package ipset",
     FaultKind.NO_MATCH: (
-        "what has {0} stays closed for IPv{1}, as iptables-legacy cannot use its match {2} here: {detail}; try"
-        " `modprobe xt_{2}`, or leave {0} out"
+        "what has {0} stays closed for IPv{1}, as iptables-legacy cannot use its match {2} here: {detail}; load it with"
+        " `modprobe xt_{2}`, or install a kernel that has it, such as Debian's linux-image-amd64"
+    ),
+    FaultKind.NO_EXPRESSION: (
+        "{0} needs {1} of nftables, which this kernel refuses: {detail}; load it with `modprobe {2}`, or install a"
+        " kernel that has it, such as Debian's linux-image-amd64"
     ),
     FaultKind.LEGACY_CHAIN_HELD: (
         "the chain {0} in the legacy table {1} of IPv{2} is empty now, but stays, as rules of others lead to it; delete"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from fwdaemon import config as configuration
-from fwdaemon.commands.check import conflicting
+from fwdaemon.commands.check import conflicting, kept_here
 from fwdaemon.commands.explain import reply_on
 from fwdaemon.commands.plan import as_json as plan_as_json
 from fwdaemon.commands.plan import desired_now, previewed
@@ -28,7 +28,6 @@ from fwdaemon.explain.arrival import parse_request
 from fwdaemon.fleet.claims import recorded
 from fwdaemon.fleet.table import with_kept_table
 from fwdaemon.kernel.process import SystemRunner
-from fwdaemon.metrics.exposition import satisfied
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.status.model import problem_as_json
 from fwdaemon.status.temporary import with_temporary
@@ -66,7 +65,7 @@ def _explain(path: Path, parameters: Parameters) -> Answer:
 def _check(path: Path, parameters: Parameters) -> Answer:
     """Give what is wrong, and what conflicts with it on this host where nothing is."""
     try:
-        config = satisfied(configuration.load_guarded(path, draft=_draft(parameters)).config)
+        config = kept_here(configuration.load_guarded(path, draft=_draft(parameters)).config)
     except ConfigError as error:
         return {"problems": _listed(error.problems), "warnings": [], "unchecked": None}
     warnings, unchecked = conflicting(config)

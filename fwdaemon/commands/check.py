@@ -4,8 +4,8 @@ import argparse
 import asyncio
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -16,14 +16,17 @@ from fwdaemon.audit.lines import format_fault
 from fwdaemon.config.files import ROOT, about_ignored, read_files, unguarded
 from fwdaemon.config.model import Config, ForwardEntry
 from fwdaemon.conflicts.watch import conflicts_if_running
+from fwdaemon.core.admission import Need, needs_of
 from fwdaemon.core.exposures import Kind
+from fwdaemon.core.report import Fault
 from fwdaemon.core.text import printable, quote
-from fwdaemon.core.types import Protocol
-from fwdaemon.errors import PortfwdError
+from fwdaemon.core.types import Origin, Protocol
+from fwdaemon.errors import ConfigError, PortfwdError, Problem
 from fwdaemon.events import take_inventory
 from fwdaemon.kernel.memory import collecting_later
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.metrics.exposition import satisfied
+from fwdaemon.netfilter import Backend, Netfilter
 
 # Without an answer by then, the number of domains that match a pattern is left out.
 _PATIENCE_S: Final = 3.0
@@ -35,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     path = options.file or options.config
     is_draft = path.absolute() != options.config.absolute()
     with collecting_later():
-        config = satisfied(configuration.load(path) if is_draft else configuration.load_guarded(path).config)
+        config = kept_here(configuration.load(path) if is_draft else configuration.load_guarded(path).config)
     print(f"{path}: fine; {_count(config)}")
     for line in _matches(config):
         print(line)
@@ -47,6 +50,45 @@ def run(options: argparse.Namespace) -> int:
         print(printable(f"warning: {about_ignored(file)}"), file=sys.stderr)
     _warn(config)
     return 0
+
+
+def kept_here(config: Config, among: Sequence[Backend] = ()) -> Config:
+    """Give the configuration back, if this host has what it asks for, as far as that can be asked.
+
+    Rules belong in one of the rule systems `among` these; of all there are, by default.
+
+    Raises:
+        ConfigError: a library is missing, or what the kernel needs to keep out whom it denies or limits.
+
+    """
+    places = _needing(satisfied(config))
+    lacking = _lacking(Netfilter(SystemRunner(), config.daemon.backend, among), places) if places else {}
+    found = ((origin, format_fault(fault)) for need, fault in lacking.items() for origin in places[need])
+    problems = {Problem(origin.file, origin.line, text) for origin, text in found}
+    if problems:
+        raise ConfigError(sorted(problems, key=lambda problem: (problem.file, problem.line, problem.text)))
+    return config
+
+
+def _lacking(netfilter: Netfilter, needs: Collection[Need]) -> Mapping[Need, Fault]:
+    try:
+        return netfilter.lacks(needs)
+    except PortfwdError:  # the kernel does not tell, as for who is not root
+        return {}
+    finally:
+        netfilter.close()
+
+
+def _needing(config: Config) -> Mapping[Need, Sequence[Origin]]:
+    """Tell where something is asked for that a kernel may lack; what all deny to is asked for where its set is."""
+    found: defaultdict[Need, list[Origin]] = defaultdict(list)
+    for entry in config.entries:
+        for need in needs_of(entry.admission) if entry.admission is not None else ():
+            found[need].append(entry.origin)
+    barred = config.daemon.barred.names if config.daemon.barred is not None else ()
+    if places := [item.origin for item in config.sets if item.name in barred]:
+        found[Need.SETS] += places
+    return found
 
 
 def _matches(config: Config) -> Iterator[str]:

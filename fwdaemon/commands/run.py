@@ -11,6 +11,8 @@ from typing import Final
 from fwdaemon import config as configuration
 from fwdaemon.audit import journal
 from fwdaemon.audit.lines import format_fault, format_note
+from fwdaemon.commands.check import kept_here
+from fwdaemon.config import Loaded
 from fwdaemon.config.model import Config, DaemonSettings
 from fwdaemon.conflicts.watch import BackgroundConflictWatch, ConflictWatch
 from fwdaemon.connections import close_everything
@@ -91,7 +93,15 @@ def _parts(path: Path, config: Config) -> Parts:
         partial(InventoryKeeper, budgets=budgets),
         budgets=budgets,
         fleet=fleet,
+        read=_read,
     )
+
+
+def _read(path: Path, before: Config) -> Loaded:
+    """Read the configuration again; what this host cannot keep is refused as `check` does, though not at a start."""
+    loaded = configuration.load_guarded(path, before)
+    kept_here(loaded.config)
+    return loaded
 
 
 # Removes every rule, route and address that is ours, and puts back what we switched.

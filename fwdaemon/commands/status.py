@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +44,8 @@ _BACKENDS: Final = {"nftables": "nftables", "iptables": "iptables' legacy tables
 _ROOMY, _WIDE, _WIDER = 100, 120, 160
 _SHORT_NAME, _LONG_NAME = 13, 40
 _LABEL: Final = 15
+# So many sources over a limit are named.
+_NAMED: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ def _header(status: Json) -> Iterator[Line]:
         yield _last_pass(last_pass)
     yield from map(_restored, status["restored"])
     yield from (Line("problem", printable(problem), "red") for problem in status["problems"])
+    yield from _limited(status["openings"])
     yield from map(_late, status.get("late", ()))
     if lost := status.get("lost_log_lines"):
         yield Line("lost", f"{lost} lines of the journal, which were not taken in time", "red")
@@ -191,6 +194,16 @@ def _restored(entry: Json) -> Line:
     more = f" and {entry['more']} more" if entry["more"] else ""
     text = printable(f"{_when(entry['at'])}, {entry['what']}{more} ({entry['cause']})")
     return Line("restored", text, "yellow")
+
+
+def _limited(rows: Iterable[Json]) -> Iterator[Line]:
+    """Name some clients that `rate` and `max_open` stop; the ports of an entry are limited together, and named once."""
+    for row in {(row["owner"], row.get("origin"), row["family"]): row for row in rows if row.get("limited")}.values():
+        named = row["limited"][:_NAMED]
+        told = [each["source"] + (f" ({each['dropped']} dropped)" if each["dropped"] else "") for each in named]
+        rest = row["limited_sources"] - len(named)
+        more = f" and {rest} more" if rest else ""
+        yield Line("limited", printable(f"{row['owner']}: {', '.join(told)}{more}"), "yellow")
 
 
 def _late(late: Json) -> Line:

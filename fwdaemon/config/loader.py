@@ -282,7 +282,7 @@ def _bounded(problems: list[Problem]) -> list[Problem]:
     if len(problems) <= MOST_PROBLEMS:
         return problems
     more = f"there are {len(problems) - MOST_PROBLEMS:,} more problems; fix those above, and the others will be shown"
-    return [*problems[:MOST_PROBLEMS], replace(problems[MOST_PROBLEMS], text=more)]
+    return [*problems[:MOST_PROBLEMS], problems[MOST_PROBLEMS]._replace(text=more)]
 
 
 def _emptied(main: Path, sources: Mapping[Path, bytes], live: Config | None) -> list[Problem]:

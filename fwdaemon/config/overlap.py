@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_network
 from itertools import chain, islice
 from typing import Final, TypeAlias
@@ -25,7 +25,7 @@ def cut_short(conflicts: Iterable[Problem]) -> list[Problem]:
     problems = list(islice(conflicts, MOST_CONFLICTS + 1))
     if len(problems) > MOST_CONFLICTS:
         text = f"there are more than {MOST_CONFLICTS} conflicts; fix those listed, and the others will be shown"
-        problems[-1] = replace(problems[-2], text=text)
+        problems[-1] = problems[-2]._replace(text=text)
     return problems
 
 

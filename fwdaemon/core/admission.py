@@ -7,6 +7,7 @@ size is changed element by element, and one of another program, which may hold r
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
@@ -75,6 +76,20 @@ class Admission:
 
 
 _ANYONE: Final = Admission()
+
+
+class Need(StrEnum):
+    """What rules need besides what all of them do, as the configuration asks for it."""
+
+    SETS = "set:…"
+    RATE = "rate"
+    OPEN = "max_open"
+
+
+def needs_of(admission: Admission) -> frozenset[Need]:
+    """Tell what the rules that ask this need."""
+    found = {Need.SETS: admission.names, Need.RATE: admission.rate, Need.OPEN: admission.max_open}
+    return frozenset(need for need, is_there in found.items() if is_there)
 
 
 def _of_family(family: Family, subnets: Iterable[Subnet]) -> tuple[Subnet, ...]:

@@ -247,10 +247,18 @@ class Forward(_Translated):
         where = self.family, self.protocol, self.listen, self.ports, None
         return Claim(Kind.FORWARD, *where, self.interface, self.sources, self.masquerade, self.auto)
 
+    def listens_at(self) -> str:
+        """Say what its claim says, without making one: thousands are sorted by it."""
+        return f"{self.protocol} {show_endpoint(self.listen, self.ports)}"
+
     @property
     def destination(self) -> Destination:
         """Where it leads."""
         return Destination(self.target, self.target_ports)
+
+    def leads_to(self) -> str:
+        """Say what its destination says, in the same way."""
+        return show_endpoint(self.target, self.target_ports)
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,7 @@ class FaultKind(StrEnum):
     LEGACY_GATES = "legacy-gates"
     NO_IPSET = "no-ipset"  # a key of the configuration
     NO_MATCH = "no-match"  # a key, a family, and a match of iptables
+    NO_EXPRESSION = "no-expression"  # a key, what it needs of nftables, and the module that has that
     LEGACY_CHAIN_HELD = "legacy-chain-held"  # a chain, its table, the family, and the program that shows it
     HOST_NOT_FORWARDING = "host-not-forwarding"  # a family
     FORWARDING_OFF = "forwarding-off"  # a family

@@ -392,9 +392,9 @@ class Counted(Generic[_Counter]):
 class Dropped(NamedTuple):
     """First packets that were dropped: by exposure, for `deny` of addresses and limits, and by the set that denied.
 
-    Those over a limit are counted by source too, for what exposures are `counted_as`, as long as the source is counted.
+    Those over a limit are counted by source too, for what exposures are `counted_as`; `None`: uncounted, but over it.
     """
 
     by_exposure: Mapping[Exposure, int] = MappingProxyType({})
     by_set: Mapping[str, int] = MappingProxyType({})
-    by_source: Mapping[str, Mapping[Address, int]] = MappingProxyType({})
+    by_source: Mapping[str, Mapping[Address, int | None]] = MappingProxyType({})

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Final
 
@@ -64,6 +63,8 @@ def show(value: object) -> str:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Say which of the known words was probably meant, or else name them all."""
+    from difflib import get_close_matches  # noqa: PLC0415 - 2 ms of `--help`
+
     choices = sorted(known)
     close = get_close_matches(word[:_LONGEST_SHOWN].lower(), choices, n=1)
     return f"did you mean {quote(close[0])}?" if close else f"write one of {', '.join(choices)}"
@@ -92,12 +93,13 @@ _ESCAPED = re.compile(r"\\.")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 
+@lru_cache(maxsize=256)  # a guest's name is in the rules and lines of all its forwards
 def label(name: str) -> str:
     """Give letters, digits, `_` and `.` only, at most 40 of them: safe inside a quoted comment of any rule language."""
     return _UNSAFE.sub("_", name)[:_LABEL_LENGTH]
 
 
-@lru_cache(maxsize=256)  # a guest's name is in the lines of all its forwards
+@lru_cache(maxsize=256)
 def shown(name: str) -> str:
     """Give the name for one line of text, at most 80 characters; what could not be printed there is escaped."""
     visible = printable(name)

@@ -17,6 +17,7 @@ from fwdaemon.config.loader import read_list_file
 from fwdaemon.config.names import NFT_NAME
 from fwdaemon.core.admission import Element, Place, Ranges
 from fwdaemon.core.inventory import HostAddress
+from fwdaemon.core.state import Desired
 from fwdaemon.core.text import GrammarError, shown
 from fwdaemon.core.types import Address, Family, Listener, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, ProcessError
@@ -26,6 +27,7 @@ from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.listeners import Holders, listeners
 from fwdaemon.kernel.observe import answers_now, observe_host
 from fwdaemon.kernel.process import Runner
+from fwdaemon.legacy.client import at_limits
 from fwdaemon.legacy.ipsets import elements_in
 from fwdaemon.legacy.model import SET_MATCH
 from fwdaemon.legacy.model import set_name as ipset_name
@@ -171,7 +173,7 @@ class Kernel:
             found[family, name] = Ranges(elements)
         return found
 
-    def over_limit(self, counted_as: str, source: Address) -> int:
+    def over_limit(self, desired: Desired, counted_as: str, source: Address) -> int | None:
         """See `World.over_limit`."""
         found = 0
         for name in limiting_sets(counted_as):
@@ -179,7 +181,8 @@ class Kernel:
                 where = Family.of(source).word, TABLE_NAME, name
                 listing = self._runner.run("nft", "list", "set", *where).stdout
                 found += limited_sources(listing).get(counted_as, {}).get(source, 0)
-        return found
+        alike = [item for item in desired.limited if item.counted_as == counted_as]
+        return found or (None if source in at_limits(alike, desired.label).get(counted_as, {}) else 0)
 
     def text_of(self, file: Path) -> bytes:
         """See `World.text_of`."""

@@ -11,6 +11,7 @@ from typing import Protocol as Interface
 
 from fwdaemon.core.admission import Place, Ranges
 from fwdaemon.core.inventory import HostAddress
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Listener, Subnet
 from fwdaemon.rulesets.evaluation import Passage
 from fwdaemon.rulesets.packet import BaseChain, owners_of
@@ -370,8 +371,11 @@ class World(Interface):
         """Give what others have put into external sets."""
         ...
 
-    def over_limit(self, counted_as: str, source: Address) -> int:
-        """Give how many first packets of a source went over the limits that are counted as this, as far as is known."""
+    def over_limit(self, desired: Desired, counted_as: str, source: Address) -> int | None:
+        """Give how many first packets of a source went over the limits that are counted as this, as far as is known.
+
+        It is `None` where the source may open no more now, and nothing counts what went over.
+        """
         ...
 
     def text_of(self, file: Path) -> bytes:

@@ -301,10 +301,10 @@ class _Trace:
                 text, remedy = remedies.denied(refusal, where, sets.get(refusal.name), arrival.source, self.world)
                 return wrong("admission", text, Cause.ON_PURPOSE, remedy)
         exposure = exposure_of(claim, desired, arrival) if remedies.limits(asked) else None
-        over = self.world.over_limit(exposure.counted_as, arrival.source) if exposure is not None else 0
+        over = self.world.over_limit(desired, exposure.counted_as, arrival.source) if exposure is not None else 0
         text = f"nothing denies {arrival.source}{remedies.limits(asked)}"
-        doubt = f"it may be over the limit now: {over} of its first packets were dropped of late"
-        return unknown("admission", text, doubt) if over else fine("admission", text)
+        told = "what it may open is used up" if over is None else f"{over} of its first packets were dropped of late"
+        return fine("admission", text) if over == 0 else unknown("admission", text, f"it may be over the limit: {told}")
 
     # --- the guest -------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Subnet, collapse
 from fwdaemon.errors import KernelError, shortage
 from fwdaemon.hostnet.owned_state import OwnedStateFile, SysctlOverrides
-from fwdaemon.hostnet.public_addresses import announce
+from fwdaemon.hostnet.public_addresses import Announcer
 from fwdaemon.kernel import packets
 from fwdaemon.kernel.packets import ETHERNET
 from fwdaemon.kernel.process import budget_of_guests
@@ -201,8 +201,13 @@ _Places: TypeAlias = Mapping[tuple[str, int], set[Route]]
 class NeighbourProxies:
     """Keeps entries and listeners for routes that have a `proxy`; what is heard takes from `guests`."""
 
-    def __init__(self, state_file: OwnedStateFile | None = None, guests: Budget | None = None) -> None:
-        self._entries = _Entries(state_file or OwnedStateFile("proxy-ndp"))
+    def __init__(
+        self,
+        state_file: OwnedStateFile | None = None,
+        guests: Budget | None = None,
+        announcer: Announcer | None = None,
+    ) -> None:
+        self._entries = _Entries(state_file or OwnedStateFile("proxy-ndp"), announcer or Announcer())
         self._listeners = _Listeners(guests or budget_of_guests())
         self._asked: frozenset[Route] | None = None
 
@@ -243,7 +248,8 @@ class NeighbourProxies:
 class _Entries:
     """The kernel's own entries, and the setting that has it heed those of IPv6."""
 
-    def __init__(self, state_file: OwnedStateFile) -> None:
+    def __init__(self, state_file: OwnedStateFile, announcer: Announcer) -> None:
+        self._announcer = announcer
         self._heeding = SysctlOverrides(state_file, Family.IPV6, "proxy_ndp", "1")
         self._held: dict[ProxyEntry, Proxied] = {}
 
@@ -268,7 +274,8 @@ class _Entries:
         switched = self._heeding.apply({name for name, _ in _of_family(places, Family.IPV6)})
         added, faults = _added(kernel, {entry: item for entry, item in needed.items() if entry not in right})
         damaged = _routes(needed, added & self._held.keys())
-        _announce(added - self._held.keys())
+        for entry in added - self._held.keys():
+            self._announcer.announce(interface_name(entry.index), entry.address)
         self._held = {entry: item for entry, item in needed.items() if entry in right or entry in added}
         return ApplyResult(
             mended=_routes(needed, added) if first else damaged,
@@ -369,11 +376,6 @@ def _added(kernel: Rtnetlink, missing: Mapping[ProxyEntry, Proxied]) -> tuple[se
         except KernelError as error:
             refused[route] = Fault(FaultKind.PROXY_ENTRY, (str(route.subnet), str(route.proxy)), str(error))
     return added, list(refused.values())
-
-
-def _announce(entries: Iterable[ProxyEntry]) -> None:
-    for entry in entries:
-        announce(interface_name(entry.index), entry.address)
 
 
 def _format_entries(entries: Iterable[ProxyEntry]) -> Iterator[str]:

@@ -36,20 +36,37 @@ _ETH_P_ARP, _ETH_P_IPV6 = 0x0806, 0x86DD
 _EVERYBODY = b"\xff" * 6
 
 
-def announce(interface: str, address: Address) -> None:
-    """Send a gratuitous ARP, or an unsolicited neighbour advertisement, for an address of an interface.
+class Announcer:
+    """Sends on one socket, which is kept: to close one, the kernel waits for all processors, about 10 ms."""
 
-    Where there is no link, or one without MAC addresses, there is nothing to announce to.
-    """
-    try:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
-            link.bind((interface, 0))
-            *_rest, hardware, mac = link.getsockname()
-            if hardware == ETHERNET:
-                for protocol, destination, packet in _packets(interface, address, mac):
-                    link.sendto(packet, (interface, protocol, 0, 0, destination))
-    except (OSError, KernelError) as error:
-        _log.debug("%s is not announced on %s: %s", address, shown(interface), error)
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+
+    def announce(self, interface: str, address: Address) -> None:
+        """Send a gratuitous ARP, or an unsolicited neighbour advertisement, for an address of an interface.
+
+        Where there is no link, or one without MAC addresses, there is nothing to announce to.
+        """
+        try:
+            if self._socket is None:
+                self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            _announce(self._socket, interface, address)
+        except (OSError, KernelError) as error:
+            _log.debug("%s is not announced on %s: %s", address, shown(interface), error)
+
+    def close(self) -> None:
+        """Close it."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _announce(link: socket.socket, interface: str, address: Address) -> None:
+    link.bind((interface, 0))
+    *_rest, hardware, mac = link.getsockname()
+    if hardware == ETHERNET:
+        for protocol, destination, packet in _packets(interface, address, mac):
+            link.sendto(packet, (interface, protocol, 0, 0, destination))
 
 
 def _packets(interface: str, address: Address, mac: bytes) -> Iterator[tuple[int, bytes, bytes]]:
@@ -97,7 +114,8 @@ _Place: TypeAlias = tuple[Family, str]
 class Gateways:
     """Announces the host's own addresses on a bridge to the guests there, when one of them is new."""
 
-    def __init__(self) -> None:
+    def __init__(self, announcer: Announcer | None = None) -> None:
+        self._announcer = announcer or Announcer()
         self._greeted: frozenset[_Place] = frozenset()
 
     def apply(self, desired: Desired) -> ApplyResult:
@@ -108,28 +126,27 @@ class Gateways:
 
         """
         new, self._greeted = desired.bridge_ports - self._greeted, desired.bridge_ports
-        if new:
-            with Rtnetlink() as kernel:
-                for family, bridge in _bridges(desired, new):
-                    _announce_own(kernel, family, bridge)
+        for family, bridge in _bridges(desired, new) if new else ():
+            self._announce_own(family, bridge)
         return ApplyResult()
+
+    def _announce_own(self, family: Family, bridge: str) -> None:
+        index = interface_index(bridge)
+        if index is None:
+            return
+        for entry in addresses(family, index):
+            if entry.index == index:
+                self._announcer.announce(bridge, entry.address)
 
 
 def _bridges(desired: Desired, ports: frozenset[_Place]) -> set[_Place]:
+    names = {name for _, name in ports}
+    # Of thousands of exposures, few are at these ports, so what takes longer is asked last.
     return {
         (item.family, item.bridge)
         for item in desired.exposures
-        if item.bridge is not None and (item.family, item.bridge_port) in ports
+        if item.bridge_port in names and item.bridge is not None and (item.family, item.bridge_port) in ports
     }
-
-
-def _announce_own(kernel: Rtnetlink, family: Family, bridge: str) -> None:
-    index = interface_index(bridge)
-    if index is None:
-        return
-    for entry in addresses(kernel, family, index):
-        if entry.index == index:
-            announce(bridge, entry.address)
 
 
 # Holds the public addresses of 1:1 guests on the interfaces that are to have them.
@@ -166,8 +183,14 @@ def with_lent(inventory: Inventory, directory: Path = DIRECTORY) -> Inventory:
 class PublicAddresses:
     """Adds addresses that are wanted and nowhere on the host, and removes those it added when no longer wanted."""
 
-    def __init__(self, state_file: OwnedStateFile | None = None, seconds: Seconds = for_ever) -> None:
+    def __init__(
+        self,
+        state_file: OwnedStateFile | None = None,
+        seconds: Seconds = for_ever,
+        announcer: Announcer | None = None,
+    ) -> None:
         self._state_file, self._seconds = state_file or OwnedStateFile("addresses"), seconds
+        self._announcer = announcer or Announcer()
         self._ours = set(_read(self._state_file.records))
         self._held: frozenset[Nat] = frozenset()
         self._is_first = True
@@ -187,7 +210,7 @@ class PublicAddresses:
         with Rtnetlink() as kernel:
             for place in superfluous:
                 self._remove(kernel, place)
-            missing, bent = self._lacking(kernel, wanted)
+            missing, bent = self._lacking(wanted)
             added, refused = self._added(kernel, missing)
             renewed, unchanged = self._renewed(kernel, bent)
         self._record(self._ours)  # again, where it could not be written before
@@ -211,8 +234,7 @@ class PublicAddresses:
         """
         wanted = self._wanted(nats)
         superfluous = self._ours - wanted.keys()
-        with Rtnetlink() as kernel:
-            lacking = self._lacking(kernel, wanted)
+        lacking = self._lacking(wanted)
         # What is held for a while is there for another time whenever that has just been renewed.
         lasting = {place: nat for place, nat in lacking[1].items() if self._seconds(nat) is None}
         missing = frozenset(nat for places in (lacking[0], lasting) for nat in places.values())
@@ -224,11 +246,11 @@ class PublicAddresses:
         return {place: nat for place, nat in assigned.items() if self._seconds(nat) != 0}
 
     def _lacking(
-        self, kernel: Rtnetlink, wanted: Mapping[_PublicAddressesPlace, Nat]
+        self, wanted: Mapping[_PublicAddressesPlace, Nat]
     ) -> tuple[dict[_PublicAddressesPlace, Nat], dict[_PublicAddressesPlace, Nat]]:
         """Give those whose address is on no interface at all, and those of ours that have other lifetimes."""
         families = {Family.of(address) for _, address in wanted}
-        held = [item for family in families for item in held_addresses(kernel, family)]
+        held = [item for family in families for item in held_addresses(family)]
         known = {item.entry.address for item in held}
         by_entry: dict[KernelAddress | None, HeldAddress] = {item.entry: item for item in held}
         missing = {place: nat for place, nat in wanted.items() if place[1] not in known}
@@ -266,7 +288,7 @@ class PublicAddresses:
         except RefusedError:
             self._record(self._ours - {place})
             raise
-        announce(interface, address)
+        self._announcer.announce(interface, address)
 
     def _remove(self, kernel: Rtnetlink, place: _PublicAddressesPlace) -> None:
         interface, address = place

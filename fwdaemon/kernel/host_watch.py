@@ -28,7 +28,7 @@ from fwdaemon.kernel import netlink
 from fwdaemon.kernel.netlink import Listed, Message, RouteNews, Way, attributes, hops, is_telling
 from fwdaemon.kernel.packets import Field, native
 from fwdaemon.kernel.rtnetlink import FAMILIES, PROTOCOL, interface_name, is_ours
-from fwdaemon.kernel.rtnl_links import USABLE_STATES
+from fwdaemon.kernel.rtnl_links import ROUTE, USABLE_STATES
 from fwdaemon.triggers import Budget
 
 _log = logging.getLogger(__name__)
@@ -277,8 +277,6 @@ def who_took_link(body: bytes) -> Actor | None:
 # Where a route leads, ours or not (rtnetlink(7)).
 _UNICAST: Final = 1  # RTN_UNICAST
 _ADVERTISED: Final = 9  # RTPROT_RA of linux/rtnetlink.h: from a router advertisement
-# rtmsg: family, lengths of destination and source, TOS, table, protocol, scope, type, flags.
-ROUTE = struct.Struct("=BBBBBBBBI")
 # linux/rtnetlink.h: RTA_DST, …
 _WAY_DST, _WAY_GATEWAY, _WAY_VIA = 1, 5, 18
 

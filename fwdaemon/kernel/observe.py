@@ -13,12 +13,13 @@ from typing import Any, Final
 from fwdaemon.core.inventory import HostAddress, HostObservation, Neighbour
 from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.errors import KernelError
-from fwdaemon.kernel.host_watch import ROUTE, read_route
-from fwdaemon.kernel.netlink import Listed, Way, attribute, is_telling
+from fwdaemon.kernel.host_watch import read_route
+from fwdaemon.kernel.netlink import Listed, Way, attribute, attributes, is_telling, number
 from fwdaemon.kernel.rtnetlink import FAMILIES, Kind, RefusedError, Rtnetlink, first_listed, interface_index
 from fwdaemon.kernel.rtnl_links import (
     CONFIRMED_STATES,
     KNOWN_STATES,
+    ROUTE,
     USABLE_STATES,
     KernelNeighbour,
     neighbours,
@@ -100,7 +101,7 @@ class Elsewhere:
         now = time.monotonic()
         self._asked = {address: at for address, at in self._asked.items() if now < at + _PAUSE_S}
         due = [address for address in sorted(addresses, key=str) if address not in self._asked][:_MOST]
-        links = subnets(kernel) if due else []
+        links = subnets() if due else []
         for address in due:
             self._asked[address] = now
             index = next(
@@ -138,12 +139,11 @@ def uplinks(names: Mapping[int, str], links: Path = LINKS) -> frozenset[str]:
         KernelError: the kernel does not tell its routes.
 
     """
-    with Rtnetlink() as kernel:
-        return _uplinks(_listed_routes(kernel), names, links)
+    return _uplinks(_listed_routes(), names, links)
 
 
-def _listed_routes(kernel: Rtnetlink) -> list[Listed]:
-    asked = [(family, table) for family in Family for table in _tables(kernel, family)]
+def _listed_routes() -> list[Listed]:
+    asked = [(family, table) for family in Family for table in _tables(family)]
     return [route for family, table in asked for route in _routes(family, table)]
 
 
@@ -160,12 +160,20 @@ def _uplinks(listed: Iterable[Listed], names: Mapping[int, str], links: Path = L
 
 
 _UNUSED: Final = {0, 255}  # no table at all, RT_TABLE_LOCAL
+_GET_RULE: Final = 34  # RTM_GETRULE
+_RULE: Final = struct.Struct("=B3xB3xI")  # fib_rule_hdr (linux/fib_rules.h): family, table, flags
+_RULE_TABLE: Final = 15  # FRA_TABLE
 
 
-def _tables(kernel: Rtnetlink, family: Family) -> set[int]:
+def _tables(family: Family) -> set[int]:
     """Give the tables that some rule asks, the main one among them; the host's own addresses are in another."""
-    listed = kernel.entries(Kind.RULE, {"family": FAMILIES[family]})
-    return {_MAIN_TABLE, *(entry.attributes.get("FRA_TABLE") or entry.fields["table"] for entry in listed)} - _UNUSED
+    listed = first_listed(_GET_RULE, _RULE.pack(FAMILIES[family], 0, 0))
+    return {_MAIN_TABLE, *map(_table_of, listed)} - _UNUSED
+
+
+def _table_of(rule: bytes) -> int:
+    _family, table, _flags = _RULE.unpack_from(rule)
+    return number(attributes(rule[_RULE.size :]).get(_RULE_TABLE)) or table
 
 
 def _leads_out(way: Way) -> bool:
@@ -270,8 +278,8 @@ def _master_of(link: Path) -> str:
 
 # What the kernel knows of this host: its own addresses, its neighbour table, which bridge a tap is plugged into.
 #
-# Everything is read afresh, through one short-lived socket. The only change made here is to have the kernel ask a
-# neighbour again.
+# Everything is read afresh, by hand what each inventory asks for: with pyroute2, it took 2.5 ms of
+# CPU more. The only change made here is to have the kernel ask a neighbour again.
 _LINKS: Final = Path("/sys/class/net")
 
 
@@ -284,18 +292,17 @@ def observe_host(devices_without_bridge: Collection[str] = (), links: Collection
         KernelError: the kernel did not answer.
 
     """
-    with Rtnetlink() as kernel:
-        names = dict(socket.if_nameindex())
-        bridges = dict(_bridges(kernel, devices_without_bridge, names))
-        addresses, listed = tuple(_addresses(kernel, names)), _listed_routes(kernel)
-        return HostObservation(
-            addresses=addresses,
-            neighbours=tuple(_neighbours(names)),
-            bridges=bridges,
-            uplinks=_uplinks(listed, names),
-            routed=frozenset(_routed(kernel, {*links, *bridges.values()})),
-            links=on_links(addresses, listed, names),
-        )
+    names = dict(socket.if_nameindex())
+    bridges = dict(_bridges(devices_without_bridge, names))
+    addresses, listed = tuple(_addresses(names)), _listed_routes()
+    return HostObservation(
+        addresses=addresses,
+        neighbours=tuple(_neighbours(names)),
+        bridges=bridges,
+        uplinks=_uplinks(listed, names),
+        routed=frozenset(_routed({*links, *bridges.values()})),
+        links=on_links(addresses, listed, names),
+    )
 
 
 def ask_again(outdated: Collection[Neighbour]) -> None:
@@ -346,8 +353,8 @@ def _has(address: Address, states: int) -> bool:
     return any(entry.address == address for entry in neighbours(states))
 
 
-def _addresses(kernel: Rtnetlink, names: Mapping[int, str]) -> Iterator[HostAddress]:
-    for own, subnet in subnets(kernel):
+def _addresses(names: Mapping[int, str]) -> Iterator[HostAddress]:
+    for own, subnet in subnets():
         if own.index in names:
             yield HostAddress(own.address, subnet, names[own.index])
 
@@ -358,12 +365,13 @@ def _neighbours(names: Mapping[int, str]) -> Iterator[Neighbour]:
             yield Neighbour(names[entry.index], entry.mac, entry.address)
 
 
-def _bridges(kernel: Rtnetlink, devices: Collection[str], names: Mapping[int, str]) -> Iterator[tuple[str, str]]:
-    for device in devices:
-        index = interface_index(device)
-        bridge = None if index is None else _master(kernel, index)
-        if bridge is not None and bridge in names:  # it may be unplugged meanwhile, or in no bridge
-            yield device, names[bridge]
+def _bridges(devices: Collection[str], names: Mapping[int, str]) -> Iterator[tuple[str, str]]:
+    with Rtnetlink() as kernel:
+        for device in devices:
+            index = interface_index(device)
+            bridge = None if index is None else _master(kernel, index)
+            if bridge is not None and bridge in names:  # it may be unplugged meanwhile, or in no bridge
+                yield device, names[bridge]
 
 
 def _master(kernel: Rtnetlink, index: int) -> int | None:
@@ -372,12 +380,13 @@ def _master(kernel: Rtnetlink, index: int) -> int | None:
     return None if found is None else found.attributes.get("IFLA_MASTER")
 
 
-def _routed(kernel: Rtnetlink, links: Collection[str]) -> Iterator[tuple[str, Subnet]]:
+def _routed(links: Collection[str]) -> Iterator[tuple[str, Subnet]]:
     """Give what is routed to these links, and to what is built on them, as a macvlan beside a guest's macvtap is."""
-    for device in sorted({*links, *(above for link in links for above in _links_built_on(link))}):
-        index = interface_index(device)
-        if index is not None:
-            yield from ((device, subnet) for subnet in on_link_routes(kernel, index))
+    with Rtnetlink() as kernel:
+        for device in sorted({*links, *(above for link in links for above in _links_built_on(link))}):
+            index = interface_index(device)
+            if index is not None:
+                yield from ((device, subnet) for subnet in on_link_routes(kernel, index))
 
 
 def _links_built_on(name: str) -> list[str]:

@@ -111,6 +111,8 @@ class Asking(Protocol):
 class Rtnetlink:
     """A context manager; what is asked concerns this thread's network namespace. For a thread without a running loop.
 
+    It opens with the first question, as a keeper that finds nothing to do has none.
+
     Raises:
         KernelError: the kernel does not answer. `RefusedError` is one that says why.
 
@@ -118,16 +120,16 @@ class Rtnetlink:
 
     def __init__(self, opened: Callable[[], Asking] | None = None) -> None:
         self._opened = opened or _Pyroute2
+        self._open: Asking | None = None
 
     def __enter__(self) -> Self:
-        with _explained("does not let us ask"):
-            self._asking: Asking = self._opened()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._asking.close()
+        if self._open is not None:
+            self._open.close()
 
     def entries(self, kind: Kind, fields: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> list[Entry]:
         """Give all entries that the kernel picks by fields and attributes.
@@ -167,6 +169,13 @@ class Rtnetlink:
         except RefusedError as error:
             if error.number not in _GONE:
                 raise
+
+    @property
+    def _asking(self) -> Asking:
+        if self._open is None:
+            with _explained("does not let us ask"):
+                self._open = self._opened()
+        return self._open
 
     def _listed(self, kind: Kind, fields: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[list[Entry], bool]:
         """List once, and tell whether nothing changed meanwhile."""

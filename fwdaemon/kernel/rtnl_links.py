@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.kernel.netlink import attributes
@@ -23,6 +23,9 @@ from fwdaemon.kernel.rtnetlink import (
 
 # Routes of our own protocol number in the main table, and those of others for the same (rtnetlink(7)).
 
+_ROUTE_GET = 26  # RTM_GETROUTE
+# rtmsg: family, lengths of destination and source, TOS, table, protocol, scope, type, flags.
+ROUTE = struct.Struct("=BBBBBBBBI")
 _MAIN: Final = 254  # RT_TABLE_MAIN
 _UNICAST, _LOCAL = 1, 2  # RTN_UNICAST, RTN_LOCAL
 _SCOPE_LINK, _ANY_SCOPE = 253, 255  # RT_SCOPE_LINK, RT_SCOPE_NOWHERE
@@ -54,7 +57,12 @@ class KernelRoute:
 
 
 def our_routes(kernel: Rtnetlink, family: Family) -> list[KernelRoute]:
-    """Give the routes with our protocol number; the kernel picks them, as there may be a million others."""
+    """Give the routes with our protocol number; the kernel picks them, as there may be a million others.
+
+    Most hosts have none: by hand, that is known without loading pyroute2.
+    """
+    if not first_listed(_ROUTE_GET, ROUTE.pack(FAMILIES[family], 0, 0, 0, _MAIN, PROTOCOL, 0, 0, 0), 1):
+        return []
     listed = kernel.entries(Kind.ROUTE, {"family": FAMILIES[family], "table": _MAIN, "proto": PROTOCOL})
     return [route for route in map(_route, listed) if Family.of(route.subnet) is family]
 
@@ -141,7 +149,11 @@ def _is_plain_route(found: Mapping[str, Any]) -> bool:
     return found.keys() <= _PLAIN and found.get("RTA_PRIORITY") in _PRIORITIES and not (expires or is_preferred)
 
 
-# Addresses of the host's interfaces.
+# Addresses of the host's interfaces, listed by hand, as each inventory lists them (linux/if_addr.h).
+_ADDRESS_GET = 22  # RTM_GETADDR
+_ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
+_LIFETIMES = struct.Struct("=II8x")  # ifa_cacheinfo: preferred, valid, and when it was made and changed
+_FAR, _LOCAL_END, _CACHE_INFO = 1, 2, 6  # IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO
 _NO_DUPLICATE_DETECTION = 0x02  # IFA_F_NODAD
 _FOREVER: Final = 0xFFFFFFFF
 
@@ -166,20 +178,24 @@ class HeldAddress:
     seconds: int | None = None
 
 
-def addresses(kernel: Rtnetlink, family: Family, index: int = 0) -> list[KernelAddress]:
-    """Give the addresses of one interface, or of all."""
-    return [_read(entry) for entry in _listed(kernel, family, index)]
+def addresses(family: Family, index: int = 0) -> list[KernelAddress]:
+    """Give the addresses of one interface, or of all.
+
+    Raises:
+        KernelError: the kernel does not answer; those below raise it too.
+
+    """
+    return [item.entry for item in _listed(family, index)]
 
 
-def held_addresses(kernel: Rtnetlink, family: Family) -> list[HeldAddress]:
+def held_addresses(family: Family) -> list[HeldAddress]:
     """Give all addresses of a family, each with whether it is as `add_address` makes it."""
-    return [HeldAddress(_read(entry), _is_plain(entry, family), _seconds(entry)) for entry in _listed(kernel, family)]
+    return [HeldAddress(item.entry, _is_plain(item, family), _seconds(item)) for item in _listed(family)]
 
 
-def subnets(kernel: Rtnetlink) -> list[tuple[KernelAddress, Subnet]]:
+def subnets() -> list[tuple[KernelAddress, Subnet]]:
     """Give all addresses of the host, each with the subnet it is configured with."""
-    listed = [entry for family in Family for entry in _listed(kernel, family)]
-    return [(_read(entry), _subnet(entry)) for entry in listed]
+    return [(item.entry, item.subnet) for family in Family for item in _listed(family)]
 
 
 def add_address(kernel: Rtnetlink, entry: KernelAddress, seconds: int | None = None) -> None:
@@ -201,8 +217,20 @@ def delete_address(kernel: Rtnetlink, entry: KernelAddress) -> None:
     kernel.remove(Kind.ADDRESS, *_written(entry))
 
 
-def _listed(kernel: Rtnetlink, family: Family, index: int = 0) -> list[Entry]:
-    return kernel.entries(Kind.ADDRESS, {"family": FAMILIES[family], "index": index})
+class _Listed(NamedTuple):
+    entry: KernelAddress
+    subnet: Subnet
+    lifetimes: tuple[int, int]
+
+
+def _listed(family: Family, index: int = 0) -> Iterator[_Listed]:
+    for body in first_listed(_ADDRESS_GET, _ADDRESS.pack(FAMILIES[family], 0, 0, 0, index)):
+        _family, length, _flags, _scope, holder = _ADDRESS.unpack_from(body)
+        found = attributes(body[_ADDRESS.size :])
+        # On a point-to-point link IFA_ADDRESS is the other end.
+        entry = KernelAddress(ip_address(found.get(_LOCAL_END) or found[_FAR]), holder)
+        subnet = ip_network((found[_FAR], length), strict=False)
+        yield _Listed(entry, subnet, _LIFETIMES.unpack(found[_CACHE_INFO]))
 
 
 def _put(kernel: Rtnetlink, how: int, entry: KernelAddress, seconds: int | None) -> None:
@@ -223,25 +251,14 @@ def _preferred(family: Family, valid: int) -> int:
     return valid if family is Family.IPV4 else 0
 
 
-def _seconds(entry: Entry) -> int | None:
-    valid: int = entry.attributes["IFA_CACHEINFO"]["ifa_valid"]
+def _seconds(item: _Listed) -> int | None:
+    _preferred, valid = item.lifetimes
     return None if valid == _FOREVER else valid
 
 
-def _is_plain(entry: Entry, family: Family) -> bool:
-    times = entry.attributes["IFA_CACHEINFO"]
-    is_lasting = (times["ifa_preferred"], times["ifa_valid"]) == (_preferred(family, _FOREVER), _FOREVER)
-    return is_lasting and entry.fields["prefixlen"] == _read(entry).address.max_prefixlen
-
-
-def _read(entry: Entry) -> KernelAddress:
-    found = entry.attributes
-    # On a point-to-point link IFA_ADDRESS is the other end.
-    return KernelAddress(ip_address(found.get("IFA_LOCAL") or found["IFA_ADDRESS"]), entry.fields["index"])
-
-
-def _subnet(entry: Entry) -> Subnet:
-    return ip_network((entry.attributes["IFA_ADDRESS"], entry.fields["prefixlen"]), strict=False)
+def _is_plain(item: _Listed, family: Family) -> bool:
+    is_lasting = item.lifetimes == (_preferred(family, _FOREVER), _FOREVER)
+    return is_lasting and item.subnet.prefixlen == item.subnet.max_prefixlen
 
 
 # The neighbour table: which link-layer address answered for which address (linux/neighbour.h).
@@ -352,7 +369,9 @@ class Held:
 
 
 def proxy_entries(kernel: Rtnetlink, family: Family) -> dict[ProxyEntry, Held]:
-    """Give all proxy entries, each with how it is held."""
+    """Give all proxy entries, each with how it is held; that there are none is known as in `our_routes`."""
+    if not first_listed(_NEIGHBOUR_GET, _NEIGHBOUR.pack(FAMILIES[family], 0, 0, _PROXY, 0), 1):
+        return {}
     return dict(map(_proxy_read, kernel.entries(Kind.NEIGHBOUR, {"family": FAMILIES[family], "flags": _PROXY})))
 
 

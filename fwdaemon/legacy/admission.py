@@ -12,13 +12,14 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2s
+from ipaddress import ip_address
 from typing import Final, NamedTuple
 
 from fwdaemon.core.admission import Admission, Rate
 from fwdaemon.core.exposures import Exposure, Kind, Route
 from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.text import is_interface_name, label
-from fwdaemon.core.types import Family, PortRange, Protocol, collapse
+from fwdaemon.core.types import Address, Family, PortRange, Protocol, collapse
 from fwdaemon.legacy.info import Counter, counted_table
 from fwdaemon.legacy.model import (
     DENY,
@@ -49,9 +50,10 @@ from fwdaemon.legacy.translation import (
 # The first packet of a connection: it is confirmed once it has got through, as for the guest or the host.
 _FIRST: Final = "-m conntrack ! --ctstatus CONFIRMED"
 _NOT_FIRST: Final = ("-m conntrack ! --ctstate NEW", "-m conntrack --ctstatus CONFIRMED")
-# So many sources are counted by one limit at most, as in nftables; each of these takes 128 bytes, a bucket 8.
+# So many sources are counted by one limit at most, as in nftables; each of these takes 120 bytes, a bucket 8. Of more
+# sources in a bucket than fit into the page in which the kernel lists them, it lists none.
 _MOST_SOURCES: Final = 65_535
-_BUCKETS: Final = 1_024
+_BUCKETS: Final = 8_192
 # So many a day may all come at once.
 _FEW: Final = 2
 _UNITS: Final = {"second": "sec", "minute": "min", "hour": "hour", "day": "day"}
@@ -269,10 +271,26 @@ def rate_match(rate: Rate, counted_as: str) -> str:
     """
     burst = max(min(rate.number, _FEW), rate.number * 3 // 4) if rate.unit == "day" else rate.number
     rest_ms = rate.seconds * 1000 * burst // rate.number
-    name = blake2s(f"{counted_as} {rate}".encode(), digest_size=4).hexdigest()
     sizes = f"--hashlimit-htable-size {_BUCKETS} --hashlimit-htable-max {_MOST_SOURCES}"
     over = f"--hashlimit-above {rate.number}/{_UNITS[rate.unit]} --hashlimit-burst {burst} --hashlimit-mode srcip"
-    return f"-m hashlimit {over} --hashlimit-name kvmpf_{name} {sizes} --hashlimit-htable-expire {rest_ms}"
+    name = rate_name(rate, counted_as)
+    return f"-m hashlimit {over} --hashlimit-name {name} {sizes} --hashlimit-htable-expire {rest_ms}"
+
+
+def rate_name(rate: Rate, counted_as: str) -> str:
+    """Name what the kernel counts the sources of a rate in."""
+    return f"kvmpf_{blake2s(f'{counted_as} {rate}'.encode(), digest_size=4).hexdigest()}"
+
+
+def used_up(listing: str) -> Iterator[Address]:
+    """Read from what the kernel lists of a rate which sources have no credit left for one more connection.
+
+    A line is `86399 192.0.2.1:0->0.0.0.0:0 CREDIT MOST COST` (`dl_seq_print` in net/netfilter/xt_hashlimit.c).
+    """
+    for line in listing.splitlines():
+        _, way, credit, _, cost = line.split()
+        if int(credit) < int(cost):
+            yield ip_address(way.partition("->")[0].rpartition(":")[0])
 
 
 def open_match(most: int, family: Family) -> str:

@@ -10,6 +10,7 @@ from itertools import chain, product, starmap
 from typing import Final
 
 from fwdaemon.audit.lines import format_fault
+from fwdaemon.core.admission import Need
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import (
     LIBVIRT_CHAIN,
@@ -30,7 +31,7 @@ from fwdaemon.kernel.external_sets import Externals
 from fwdaemon.kernel.process import Runner, SystemRunner
 from fwdaemon.kernel.rtnetlink import interface_names
 from fwdaemon.legacy.admission import Drops
-from fwdaemon.legacy.client import HelperClient, Lacking, LateError, Need, UnusableError, left_out, sample
+from fwdaemon.legacy.client import HelperClient, Lacking, LateError, UnusableError, at_limits, left_out, sample
 from fwdaemon.legacy.gates import LegacyGates, LegacyMonitor
 from fwdaemon.legacy.info import (
     Counter,
@@ -56,7 +57,7 @@ from fwdaemon.legacy.model import (
     confined_from,
     restore_text,
 )
-from fwdaemon.legacy.ruleset import Plan, Tables, links, tables, uplinks_named
+from fwdaemon.legacy.ruleset import Plan, Wanted, links, tables, uplinks_named
 from fwdaemon.legacy.translation import counting_rules
 from fwdaemon.resolve.flows import Ended, Flow
 
@@ -71,6 +72,7 @@ _MOST_REFUSED = 512
 _TRIES = 5
 
 _Infos = Mapping[TableName, TableInfo]
+_NOTHING: Final = Wanted({}, {})
 
 
 class LegacyBackend:
@@ -94,7 +96,7 @@ class LegacyBackend:
         self._counted = Counted(counting_rules)
         self._desired: Desired | None = None
         self._ended = Ended(_REFUSED_ALONE, _MOST_REFUSED)
-        self._made: tuple[Desired, tuple[Flow, ...], dict[Family, Tables]] | None = None
+        self._made: tuple[Desired, tuple[Flow, ...], dict[Family, Wanted]] | None = None
         self._committed: dict[Family, Mapping[TableName, Table]] = {}
         self._settled: dict[Family, _Infos] = {}
         self._clean: dict[Family, _Infos] = {}
@@ -161,8 +163,8 @@ class LegacyBackend:
 
     def _preview_rules(self, desired: Desired) -> ApplyResult:
         desired, refused = left_out(desired, self._lacking)
-        every = tables(desired)
-        results = (self._preview(family, every.get(family, {}), desired) for family in Family)
+        every = {family: Wanted.of(family, desired) for family in sorted(desired.families)}
+        results = (self._preview(family, every.get(family, _NOTHING), desired) for family in Family)
         return reduce(joined, results, joined(self._sets.preview(desired), refused))
 
     def refuse(self, flows: Collection[Flow]) -> None:
@@ -250,16 +252,22 @@ class LegacyBackend:
         if self._drops is None or self._drops[0] is not desired:
             self._drops = desired, Drops(desired)
         counted = product(sorted(desired.families), (TableName.MANGLE, TableName.FILTER))
-        return self._drops[1].of(chain.from_iterable(starmap(_packets, counted)))
+        dropped = self._drops[1].of(chain.from_iterable(starmap(_packets, counted)))
+        return dropped._replace(by_source=at_limits(desired.limited, desired.label))
+
+    def lacks(self, needs: Collection[Need]) -> Mapping[Need, Fault]:
+        """See `Backend.lacks`."""
+        found = {family: self._lacking.of(family, needs) for family in Family}
+        return found[Family.IPV6] | found[Family.IPV4]
 
     def _remove(self) -> ApplyResult:
         """Take our own rules away; gates stay."""
         self._ended, self._clean = Ended(_REFUSED_ALONE, _MOST_REFUSED), {}
         return self._apply_rules(Desired(), full=True)
 
-    def _preview(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> ApplyResult:
+    def _preview(self, family: Family, wanted: Wanted, desired: Desired) -> ApplyResult:
         there = existing_tables(family)
-        observed = {table: ObservedTable(heads=dict.fromkeys(links(table), Head())) for table in wanted}
+        observed = {table: ObservedTable(heads=dict.fromkeys(links(table), Head())) for table in wanted.tables}
         if there:
             # To look at a table that is not there would make it.
             with self._helpers[family].locked() as session:
@@ -275,8 +283,8 @@ class LegacyBackend:
         every = self._tables(desired)
         results, refused = [], []
         for family in Family:
-            wanted = every.get(family, {})
-            if family in self._unusable or self._is_settled(family, wanted):
+            wanted = every.get(family, _NOTHING)
+            if family in self._unusable or self._is_settled(family, wanted.tables):
                 continue
             try:
                 results.append(self._reconcile(family, wanted, desired))
@@ -289,11 +297,12 @@ class LegacyBackend:
             raise KernelError("; ".join(map(format_fault, [*refused, *faults])))
         return reduce(joined, results, ApplyResult(faults=faults))
 
-    def _tables(self, desired: Desired) -> dict[Family, Tables]:
+    def _tables(self, desired: Desired) -> dict[Family, Wanted]:
         """Make the tables, unless nothing is asked for but what was the last time."""
         ended = self._ended.flows
         if self._made is None or self._made[0] is not desired or self._made[1] != ended:
-            self._made = (desired, ended, tables(desired, ended))
+            every = {family: Wanted.of(family, desired, ended) for family in sorted(desired.families)}
+            self._made = (desired, ended, every)
         return self._made[2]
 
     def _is_settled(self, family: Family, wanted: Mapping[TableName, Table]) -> bool:
@@ -301,7 +310,7 @@ class LegacyBackend:
         known = self._settled if wanted else self._clean
         return family in known and known[family] == _infos(family)
 
-    def _reconcile(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> ApplyResult:
+    def _reconcile(self, family: Family, wanted: Wanted, desired: Desired) -> ApplyResult:
         for attempt in range(1, _TRIES + 1):
             try:
                 plan = self._commit(family, wanted, desired)
@@ -311,7 +320,7 @@ class LegacyBackend:
                 _log.debug("looking again after: %s", error)
             else:
                 break
-        self._committed[family], self._left[family] = wanted, plan.left
+        self._committed[family], self._left[family] = wanted.tables, plan.left
         gates = tuple(
             GateChange(gate, gate in self._linked, head.fault)
             for gate, head in plan.moved
@@ -330,14 +339,14 @@ class LegacyBackend:
             uplinks=uplinks_named(plan, family, desired, interface_names()),
         )
 
-    def _commit(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> Plan:
+    def _commit(self, family: Family, wanted: Wanted, desired: Desired) -> Plan:
         """Make one family's tables hold what is wanted, all of it under the lock."""
         # A table that is there and wanted no more may still hold something of ours.
-        looked_at = sorted(wanted.keys() | existing_tables(family))
+        looked_at = sorted(wanted.tables.keys() | existing_tables(family))
         self._clean.pop(family, None)
         if not looked_at:
             self._clean[family] = {}
-            return Plan.of(family, {}, {}, desired, {})
+            return Plan.of(family, _NOTHING, {}, desired, {})
         helper = self._helpers[family]
         with helper.locked() as session:
             observed = session.observe({table: links(table) for table in looked_at}, desired.behind)
@@ -347,8 +356,8 @@ class LegacyBackend:
                 plan = replace(plan, renamings=frozenset(source_translations(family, entries, POST)))
             for table, change in plan.changes:
                 session.commit(table, change)
-            (self._settled if wanted else self._clean)[family] = _infos(family)
-        if not wanted:
+            (self._settled if wanted.tables else self._clean)[family] = _infos(family)
+        if not wanted.tables:
             helper.close()
         return plan
 

@@ -1,30 +1,34 @@
 """The daemon's side of the helpers: starts them when they are first needed, asks, and never leaves one behind.
 
+Also what a host lacks of what rules need, and who has used up what it may open.
+
 A helper ends when its standard input does, so it cannot outlive the holder of a `HelperClient`, however that ends.
 """
 
 import json
 import os
 import shutil
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from fwdaemon.core.admission import Rate
+from fwdaemon.core.admission import Need, Rate, needs_of
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import HangingError, KernelError, PortfwdError
+from fwdaemon.kernel.conntrack import open_flows
 from fwdaemon.kernel.process import Companion
 from fwdaemon.legacy import model
-from fwdaemon.legacy.admission import open_match, rate_match
+from fwdaemon.legacy.admission import open_match, rate_match, rate_name, used_up
 from fwdaemon.legacy.info import PATH_VARIABLE
 from fwdaemon.legacy.model import COMMENT, Change, ObservedTable, Rule, TableName
+from fwdaemon.resolve.flows import Carriers
 
 # Others hold iptables' lock for milliseconds. A helper may do nothing for longer than this.
 _PATIENCE = 1.5
@@ -185,23 +189,12 @@ def _beside_library() -> dict[str, str]:
 # --- what a host lacks -----------------------------------------------------------------------------------------------
 
 
-class Need(StrEnum):
-    """What rules need besides what all of them do: the value is the match of iptables."""
-
-    SETS = "set"
-    RATE = "hashlimit"
-    OPEN = "connlimit"
+_MATCHES: Final = {Need.SETS: "set", Need.RATE: "hashlimit", Need.OPEN: "connlimit"}
 
 
-_KEYS: Final = {Need.SETS: "set:…", Need.RATE: "rate", Need.OPEN: "max_open"}
-
-
-def needs_of(exposure: Exposure, desired: Desired) -> frozenset[Need]:
+def _needs_of(exposure: Exposure, desired: Desired) -> frozenset[Need]:
     """Tell what the rules of an exposure need."""
-    asked, barred = exposure.admission, desired.barred
-    names = [*(asked.names if asked is not None else ()), *(barred.denied if barred is not None else ())]
-    found = {Need.SETS: names, Need.RATE: asked and asked.rate, Need.OPEN: asked and asked.max_open}
-    return frozenset(need for need, is_there in found.items() if is_there)
+    return frozenset().union(*(needs_of(asked) for asked in (exposure.admission, desired.barred) if asked is not None))
 
 
 class Lacking:
@@ -217,13 +210,13 @@ class Lacking:
         asked = sorted(need for need in needs if (family, need) not in self._there)
         found = {}
         if Need.SETS in asked and shutil.which("ipset") is None:
-            found[Need.SETS] = Fault(FaultKind.NO_IPSET, (_KEYS[Need.SETS],))
+            found[Need.SETS] = Fault(FaultKind.NO_IPSET, (Need.SETS.value,))
             asked.remove(Need.SETS)
         for need, reason in zip(asked, self._tried(family, asked) if asked else (), strict=True):
             if reason is None:
                 self._there.add((family, need))
             else:
-                found[need] = Fault(FaultKind.NO_MATCH, (_KEYS[need], str(int(family)), need.value), reason)
+                found[need] = Fault(FaultKind.NO_MATCH, (need.value, str(int(family)), _MATCHES[need]), reason)
         return found
 
 
@@ -240,7 +233,7 @@ def left_out(desired: Desired, lacking: Lacking) -> tuple[Desired, ApplyResult]:
         desired = replace(desired, counts_down=True)
     if desired.barred is None and not desired.limited:
         return desired, ApplyResult()
-    needs = {item: needs_of(item, desired) for item in desired.exposures}
+    needs = {item: _needs_of(item, desired) for item in desired.exposures}
     missing = {family: lacking.of(family, _all_of(needs, family)) for family in sorted(desired.families)}
     refused = [
         (item, missing[item.family][need])
@@ -254,3 +247,44 @@ def left_out(desired: Desired, lacking: Lacking) -> tuple[Desired, ApplyResult]:
 
 def _all_of(needs: Mapping[Exposure, Collection[Need]], family: Family) -> frozenset[Need]:
     return frozenset(need for item, asked in needs.items() if item.family is family for need in asked)
+
+
+# --- who is at a limit -----------------------------------------------------------------------------------------------
+
+# What the match hashlimit counts, of this thread, since a network namespace is a thread's.
+_RATES: Final = {
+    Family.IPV4: Path("/proc/thread-self/net/ipt_hashlimit"),
+    Family.IPV6: Path("/proc/thread-self/net/ip6t_hashlimit"),
+}
+
+
+def at_limits(limited: Collection[Exposure], label: int) -> dict[str, dict[Address, None]]:
+    """Tell which sources may open nothing more now, by what their connections are counted as.
+
+    The kernel tells what is left of a rate. Of the match connlimit it tells nothing, so open connections are counted.
+    """
+    found: defaultdict[str, dict[Address, None]] = defaultdict(dict)
+    for counted_as, source in (*_at_rates(limited), *_at_most_open(limited, label)):
+        found[counted_as][source] = None
+    return dict(found)
+
+
+def _at_rates(limited: Iterable[Exposure]) -> Iterator[tuple[str, Address]]:
+    rates = {(item.family, item.counted_as, item.admission.rate) for item in limited if item.admission is not None}
+    for family, counted_as, rate in rates:
+        if rate is not None:
+            with suppress(OSError):  # no such rule is there
+                listing = (_RATES[family] / rate_name(rate, counted_as)).read_text(encoding="ascii")
+                yield from ((counted_as, source) for source in used_up(listing))
+
+
+def _at_most_open(limited: Iterable[Exposure], label: int) -> Iterator[tuple[str, Address]]:
+    most = {item: item.admission.max_open for item in limited if item.admission and item.admission.max_open}
+    if not most:
+        return
+    carriers, found = Carriers(most), Counter[tuple[str, int, Address]]()
+    with suppress(KernelError):
+        for item in open_flows(label):
+            if (exposure := carriers.carrier(item.flow)) is not None:
+                found[exposure.counted_as, most[exposure], item.flow.source] += item.number
+    yield from ((counted_as, source) for (counted_as, limit, source), number in found.items() if number >= limit)

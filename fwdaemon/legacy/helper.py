@@ -5,21 +5,25 @@ it. Signals to end it are ignored, since it is of use until its owner is done. A
 answers, and ends, because it is not known what state the library is in then.
 """
 
+import ctypes
 import fcntl
 import json
 import os
+import re
 import signal
+import struct
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from socket import inet_pton
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from fwdaemon.core.bans import before_refusal
 from fwdaemon.core.types import Family
 from fwdaemon.errors import label_remedy
 from fwdaemon.legacy import library, model
-from fwdaemon.legacy.info import Entry, decode, is_path, lock_path, read_rule
+from fwdaemon.legacy.info import LAYOUT, MATCH, Entry, decode, is_path, lock_path, matches, read_rule
 from fwdaemon.legacy.library import HelperError, LibraryError, LockError, RefusedError, TableError
 from fwdaemon.legacy.model import COMMENT, FWD, OUT, Change, Edit, Rule, TableName, is_own, labelled, labelling
 
@@ -89,6 +93,66 @@ def _give_up(_number: int, _frame: FrameType | None) -> None:
     raise TimeoutError
 
 
+# Rules of forwards in the kernel's form. Thousands differ in port, target and comment alone: the library takes 0.2 ms
+# for each rule, and to write these into the bytes of one that is like it takes 6 µs.
+#
+# Sources: `struct xt_tcp` and `xt_udp` in linux/netfilter/xt_tcpudp.h, which begin with the ranges of both ports,
+# `struct xt_comment_info`, and `struct nf_nat_range2` in linux/netfilter/nf_nat.h.
+_FROM: Final = re.compile(r"(.*-m (tcp|udp) --dport )(\d+)( .*)")
+_TO: Final = re.compile(r"DNAT --to-destination \[?([0-9a-f.:]+?)\]?:(\d+)")
+_PORTS_AT, _PORTS = 4, struct.Struct("=HH")
+_RANGE_AT, _RANGES = 4, {Family.IPV4: struct.Struct("!4s12x4s12xHH"), Family.IPV6: struct.Struct("!16s16sHH")}
+_TEXT: Final = struct.Struct("256s")
+_MOST_TEMPLATES: Final = 1000
+
+
+class _Template:
+    """A rule as the library made it, and where it has what differs; `proven` once it gave what the library makes."""
+
+    def __init__(self, family: Family, raw: bytes, protocol: str) -> None:
+        self._raw, self._range, self.proven = raw, _RANGES[family], False
+        target, *_ = LAYOUT[family].unpack_from(raw)
+        places, at = {}, LAYOUT[family].size + MATCH.size
+        for name, _, data in matches(raw, LAYOUT[family].size, target):
+            places[name] = at
+            at += len(data) + MATCH.size
+        self._ports, self._text = places[protocol.encode()] + _PORTS_AT, places[b"comment"]
+        self._to = target + MATCH.size + _RANGE_AT
+
+    def filled(self, port: int, address: bytes, to_port: int, comment: str) -> Any:
+        """Make a rule that differs in these."""
+        made = bytearray(self._raw)
+        _PORTS.pack_into(made, self._ports, port, port)
+        _TEXT.pack_into(made, self._text, comment.encode())
+        self._range.pack_into(made, self._to, address, address, to_port, to_port)
+        return (ctypes.c_ubyte * len(made)).from_buffer(made)
+
+
+class Templates:
+    """Makes rules by the library, and those of forwards from one that is like them, if that gives the very same."""
+
+    def __init__(self, family: Family, compiler: library.Compiler) -> None:
+        self._family, self._compiler = family, compiler
+        self._known: dict[tuple[str, str], _Template] = {}
+
+    def compile(self, rule: Rule) -> Any:
+        """Give the buffer that `library.OpenTable` takes; raises as the library's compiler does."""
+        asked, led = _FROM.fullmatch(rule.matches), _TO.fullmatch(rule.target)
+        if asked is None or led is None or model.SET_MATCH in rule.matches:
+            return self._compiler.compile(rule)
+        before, protocol, port, behind = asked.groups()
+        values = int(port), inet_pton(self._family.domain, led[1]), int(led[2]), rule.comment
+        template = self._known.get((before, behind))
+        if template is not None and template.proven:
+            return template.filled(*values)
+        made = self._compiler.compile(rule)
+        if template is not None:
+            template.proven = bytes(template.filled(*values)) == bytes(made)
+        elif len(self._known) < _MOST_TEMPLATES:
+            self._known[before, behind] = _Template(self._family, bytes(made), protocol)
+        return made
+
+
 # What a helper does for the daemon on one family's tables, under iptables' own lock.
 
 # A chain that is needed in no such table, for finding out what the kernel does not like. What was left of it would be
@@ -126,7 +190,7 @@ class Operations:
 
     def __init__(self, family: Family) -> None:
         self._family = family
-        self._compiler = library.Compiler(family)
+        self._compiler = Templates(family, library.Compiler(family))
         self._lock = XtablesLock()
         self._open: dict[TableName, library.OpenTable] = {}
 

@@ -33,7 +33,7 @@ _HEADER: Final = {Family.IPV4: 84, Family.IPV6: 136}
 # bytes. The last two are aligned as the machine does it.
 LAYOUT: Final = {family: struct.Struct(f"@{size + 4}xHHIQQ") for family, size in _HEADER.items()}
 # The size with the data, name and revision, of a match as of a target.
-_MATCH: Final = struct.Struct("=H29sB")
+MATCH: Final = struct.Struct("=H29sB")
 # A user-defined chain begins with an entry whose target is named ERROR, and holds the chain's name.
 _ERROR: Final = struct.Struct("=H29sB30s")
 
@@ -56,14 +56,14 @@ def decode(family: Family, raw: bytes, target: bytes = b"") -> Entry:
     """Read one entry; where it leads to a chain or a verdict, only libiptc can tell, and `target` is its word."""
     target_at, *_ = LAYOUT[family].unpack_from(raw)
     found = tuple(matches(raw, LAYOUT[family].size, target_at))
-    return Entry(raw[: _HEADER[family]], found, word(target or _MATCH.unpack_from(raw, target_at)[1]))
+    return Entry(raw[: _HEADER[family]], found, word(target or MATCH.unpack_from(raw, target_at)[1]))
 
 
 def matches(entries: bytes, at: int, end: int) -> Iterator[Match]:
     """Read the matches of an entry."""
-    while at + _MATCH.size <= end:
-        size, name, revision = _MATCH.unpack_from(entries, at)
-        yield name.split(b"\0", 1)[0], revision, entries[at + _MATCH.size : at + size]
+    while at + MATCH.size <= end:
+        size, name, revision = MATCH.unpack_from(entries, at)
+        yield name.split(b"\0", 1)[0], revision, entries[at + MATCH.size : at + size]
         at += size
 
 
@@ -94,9 +94,9 @@ def source_translations(family: Family, entries: bytes, chain: str) -> Iterator[
     while start < len(entries):
         target, following, *_ = layout.unpack_from(entries, start)
         found = begun_chain(entries, start + target, following - target) or found
-        _, name, revision = _MATCH.unpack_from(entries, start + target)
+        _, name, revision = MATCH.unpack_from(entries, start + target)
         if found == chain and word(name) == "SNAT":
-            at = start + target + _MATCH.size + (_RANGE_AT[family] if revision == 0 else _RANGE_AT[Family.IPV6])
+            at = start + target + MATCH.size + (_RANGE_AT[family] if revision == 0 else _RANGE_AT[Family.IPV6])
             yield ip_address(entries[start : start + size]), ip_address(entries[at : at + size])
         start += following
 

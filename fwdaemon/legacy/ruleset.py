@@ -9,6 +9,7 @@ is labelled.
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain as chained
+from typing import NamedTuple, Self
 
 from fwdaemon.core.exposures import Exposure, Nat, Renaming
 from fwdaemon.core.report import Fault, FaultKind
@@ -63,27 +64,34 @@ _Chains = dict[TableName, dict[str, list[Serving]]]
 def tables(desired: Desired, ended: Iterable[Flow] = ()) -> dict[Family, Tables]:
     """Make the tables of each family that needs any; `ended` are connections whose guests are to be refused."""
     flows = tuple(ended)
-    return {
-        family: {
-            table: _table(table, chains)
-            for table, chains in _chains(family, desired, [flow for flow in flows if flow.family is family]).items()
-        }
-        for family in sorted(desired.families)
-    }
+    return {family: Wanted.of(family, desired, flows).tables for family in sorted(desired.families)}
 
 
-def exposures_of(desired: Desired, family: Family) -> dict[str, Exposure]:
-    """Tell which exposure each rule serves, by the rule's comment; rules that are not named serve all."""
-    return {rule.comment: exposure for _, _, exposure, rule in rules_of(desired, family)}
+class Wanted(NamedTuple):
+    """The tables of one family, and which exposure each rule serves, by its comment; those not named serve all."""
+
+    tables: Tables
+    served: Mapping[str, Exposure]
+
+    @classmethod
+    def of(cls, family: Family, desired: Desired, ended: Iterable[Flow] = ()) -> Self:
+        """Make both at once: of 10,000 forwards, either takes 0.1 s by itself."""
+        found = _chains(family, desired, [flow for flow in ended if flow.family is family])
+        made = {table: _table(table, chains) for table, chains in found.items()}
+        return cls(made, {rule.comment: exposure for exposure, rule in _serving(found, desired)})
 
 
-def rules_of(desired: Desired, family: Family) -> Iterator[tuple[TableName, str, Exposure, Rule]]:
-    """Give the rules that a live exposure has for itself, with their tables and chains."""
-    for table, chains in _chains(family, desired, ()).items():
-        for chain, servings in chains.items():
-            for exposure, rule in servings:
-                if exposure is not None and exposure not in desired.imminent:
-                    yield table, chain, exposure, rule
+def exposures_of(desired: Desired, family: Family) -> Mapping[str, Exposure]:
+    """Give the exposure that each rule serves, as in `Wanted`."""
+    return Wanted.of(family, desired).served
+
+
+def _serving(found: _Chains, desired: Desired) -> Iterator[tuple[Exposure, Rule]]:
+    """Give the rules that a live exposure has for itself."""
+    for chains in found.values():
+        for exposure, rule in chained.from_iterable(chains.values()):
+            if exposure is not None and exposure not in desired.imminent:
+                yield exposure, rule
 
 
 def relying_on(table: TableName, desired: Desired, family: Family) -> frozenset[Exposure]:
@@ -235,10 +243,10 @@ class Plan:
 
     @classmethod
     def of(
-        cls, family: Family, wanted: ObservedTables, observed: Observed, desired: Desired, committed: ObservedTables
+        cls, family: Family, asked: Wanted, observed: Observed, desired: Desired, committed: ObservedTables
     ) -> "Plan":
         """Compare what shall be with what is, and what is with what we committed last."""
-        served = exposures_of(desired, family)
+        wanted, served = asked
         changes = _differences(wanted, observed, served)
         damage = (
             _differences(committed, observed, served) if any(not change.empty for change in changes.values()) else {}
@@ -342,8 +350,9 @@ def uplinks_named(plan: Plan, family: Family, desired: Desired, among: Collectio
 
 
 def _leading_out(family: Family, desired: Desired, uplink: str) -> frozenset[str]:
-    rules = rules_of(replace(desired, uplinks=frozenset({uplink})), family)
-    return frozenset(_digest(rule.comment) for *_, rule in rules if f" -o {uplink} " in f"{rule.matches} ")
+    led = replace(desired, uplinks=frozenset({uplink}))
+    rules = _serving(_chains(family, led, ()), led)
+    return frozenset(_digest(rule.comment) for _, rule in rules if f" -o {uplink} " in f"{rule.matches} ")
 
 
 def _altered(wanted: ObservedTables, observed: Observed, served: Mapping[str, Exposure]) -> frozenset[Exposure]:

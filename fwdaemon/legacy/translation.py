@@ -122,7 +122,8 @@ def sources_of(exposure: Exposure) -> list[tuple[str, str]]:
     """Write who is taken: each as an option ahead of all matches, or as a match behind them. Empty is anyone."""
     asked = exposure.admission
     if asked is None or not asked.is_exclusive:
-        return [(f"-s {source} ", "") for source in collapse(exposure.claim.sources)] or [("", "")]
+        sources = exposure.sources if isinstance(exposure, Forward) else ()
+        return [(f"-s {source} ", "") for source in collapse(sources)] or [("", "")]
     family = exposure.family
     plain = collapse(source for source in asked.sources if Family.of(source) is family)
     return [*((f"-s {source} ", "") for source in plain), *(("", f" {in_set(name, family)}") for name in asked.sets)]

@@ -227,6 +227,12 @@ def _exposures(rows: Iterable[Row]) -> Iterator[Metric]:
     )
     text = "First packets over a limit, or from addresses that an entry denies."
     yield _summed("dropped", Type.COUNTER, text, used, lambda usage: usage.dropped)
+    text = "Source addresses over a limit now or of late; all ports of an entry have the same."
+    yield _summed("limited_sources", Type.GAUGE, text, used, _limited_sources)
+
+
+def _limited_sources(usage: Usage) -> int | None:
+    return None if usage.dropped is None else usage.limited_sources
 
 
 def _denied(denied: Mapping[str, int]) -> Metric:

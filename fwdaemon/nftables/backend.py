@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Final
 
+from fwdaemon.core.admission import Need
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import (
     LIBVIRT_CHAIN,
@@ -30,11 +31,10 @@ from fwdaemon.nftables.dispatch_chains import EVERYWHERE, STRANGERS
 from fwdaemon.nftables.existing import Observer, comments, elements_of, existing_tables, has_rules
 from fwdaemon.nftables.external import ExternalKeeper
 from fwdaemon.nftables.gates import Wanted, gate_script
-from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
+from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation, lacking
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
 from fwdaemon.nftables.ruleset import labels_of, newcomers_from, refusal_script, renamings_of, tables, uplinks_of
 from fwdaemon.nftables.table_cache import (
-    Counter,
     TableCache,
     counting_rules,
     dropping_rules,
@@ -142,7 +142,8 @@ class NftablesBackend:
 
     def counters(self, desired: Desired) -> Mapping[Exposure, int]:
         """See `Backend.counters`."""
-        return self._counted.of(desired, chain.from_iterable(map(self._packets, sorted(desired.families))))
+        packets = (read_packets(family, self._listing(family)) for family in sorted(desired.families))
+        return self._counted.of(desired, chain.from_iterable(packets))
 
     def dropped(self, desired: Desired) -> Dropped:
         """See `Backend.dropped`."""
@@ -150,11 +151,12 @@ class NftablesBackend:
             return Dropped()
         return read_dropped({family: self._listing(family) for family in desired.families}, self._refusing, desired)
 
+    def lacks(self, needs: Collection[Need]) -> Mapping[Need, Fault]:
+        """See `Backend.lacks`."""
+        return lacking(self._runner, needs)
+
     def close(self) -> None:
         """See `Backend.close`: nothing of this one runs beside us."""
-
-    def _packets(self, family: Family) -> Iterator[tuple[Counter, int]]:
-        return read_packets(family, self._listing(family))
 
     def _listing(self, family: Family) -> str:
         try:

@@ -3,6 +3,8 @@
 The number makes "nothing has changed" cost one small message instead of a listing. The multicast group reports each
 new one at once, with the process that made it, and before that of everything the commit changed. Source: nfnetlink(7)
 framing, `enum nft_msg_types` and `NFTA_GEN_*` in linux/netfilter/nf_tables.h.
+
+The kernel is also asked whether it has what rules may need.
 """
 
 import asyncio
@@ -10,9 +12,11 @@ import logging
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
+from fwdaemon.core.admission import Need
 from fwdaemon.core.report import Actor, ActorKind, Fault, FaultKind, RulesChanged
 from fwdaemon.errors import HangingError, KernelError, ProcessError
 from fwdaemon.kernel.external_sets import Externals
@@ -341,3 +345,44 @@ class RulesMonitor:
                 self._commits.pass_over(commit.number)
             elif not self._commits.made(commit):
                 self._changed(Actor(ActorKind.PROGRAM, commit.process, commit.pid), full=False)
+
+
+# --- what the kernel lacks -------------------------------------------------------------------------------------------
+
+
+class _Sample(NamedTuple):
+    """What something needs of nftables, in words and as a set and a rule, and the module that has it."""
+
+    title: str
+    flags: str
+    rule: str
+    module: str
+
+
+_SAMPLES: Final = {
+    Need.SETS: _Sample("sets with ranges and timeouts", "interval, timeout", "ip saddr @sample drop", "nf_tables"),
+    Need.RATE: _Sample(
+        "limit", "dynamic, timeout", "update @sample { ip saddr limit rate over 1/day counter } drop", "nft_limit"
+    ),
+    Need.OPEN: _Sample("ct count", "dynamic", "add @sample { ip saddr ct count over 1 counter } drop", "nft_connlimit"),
+}
+# ENOENT, EOPNOTSUPP and EAFNOSUPPORT. What else may be wrong, as that the user is not root, says nothing of the kernel.
+_LACKING: Final = ("No such file or directory", "Operation not supported", "not supported by protocol")
+
+
+def lacking(runner: Runner, needs: Collection[Need]) -> dict[Need, Fault]:
+    """Have the kernel check a rule for each of these, and give what it lacks; what it does not tell is left out.
+
+    With `--check`, a batch ends without a commit, so the kernel makes nothing of it; but it loads its modules.
+    """
+    found = {}
+    for need in sorted(needs):
+        title, flags, rule, module = _SAMPLES[need]
+        kept = f"set sample {{ type ipv4_addr; size 1; flags {flags}; }}"
+        script = f"table ip kvm_portfwd_sample {{\n{kept}\nchain sample {{\n{rule}\n}}\n}}\n"
+        try:
+            runner.run("nft", "--check", "-f", "-", stdin=script)
+        except ProcessError as error:
+            if reason := next((text for text in _LACKING if f"process rule: {text}" in error.stderr), ""):
+                found[need] = Fault(FaultKind.NO_EXPRESSION, (need.value, title, module), reason)
+    return found

@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2s
 from ipaddress import ip_address, ip_network
 from math import ceil
@@ -310,7 +311,7 @@ def _led_to(key: Any, data: Any, set_type: SetType) -> Held:
         case {"jump": {"target": str(chain)}} if set_type.data == VERDICT:
             return chain
         case {"concat": [str(address), int(port)]} if set_type.data in _TARGET_TYPES:
-            return Target(f"{ip_address(address)} . {port}", _comment(key))
+            return Target(f"{_address(address)} . {port}", _comment(key))
         case _:
             return ""
 
@@ -334,6 +335,12 @@ def _key(key: Any, set_type: SetType) -> str:
             return json.dumps(key)
 
 
+@lru_cache(maxsize=256)
+def _address(text: str) -> str:
+    """Write an address as we do; thousands of forwards lead to few."""
+    return str(ip_address(text))
+
+
 def _part(part: Any, position: int) -> str:
     """Read one part of a key; the last three positions are address, protocol and port."""
     match part:
@@ -342,7 +349,7 @@ def _part(part: Any, position: int) -> str:
         case int() if position == 1:
             return PROTOCOLS.get(part, str(part))
         case str() if position == 0:
-            return str(ip_address(part))
+            return _address(part)
         case _:
             return str(part)
 

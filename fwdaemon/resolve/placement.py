@@ -368,6 +368,8 @@ def _one_to_one(entry: NatEntry, guest: Guest) -> Nat:
 
 def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
     family = Family.of(guest.address)
+    sources = tuple(subnet for subnet in entry.sources if Family.of(subnet) is family)
+    admission = entry.admission and entry.admission.of(family)
     for mapping in entry.mappings:
         for listen in listens(entry, mapping, family):
             yield Forward(
@@ -378,13 +380,13 @@ def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
                 target=guest.address,
                 target_ports=mapping.guest,
                 interface=entry.interface,
-                sources=tuple(subnet for subnet in entry.sources if Family.of(subnet) is family),
+                sources=sources,
                 masquerade=entry.masquerade,
                 bridge=guest.bridge,
                 bridge_port=guest.bridge_port,
                 origin=mapping.origin,
                 auto=mapping.auto,
-                admission=entry.admission and entry.admission.of(family),
+                admission=admission,
                 until=entry.until,
                 log=entry.log,
             )

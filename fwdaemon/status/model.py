@@ -38,7 +38,8 @@ class Usage:
     `connections` began since `since`, where that is known. `open` are those the kernel tracks now, and `open_bytes`
     what they have carried in both directions, where the kernel is set to count that (nf_conntrack_acct). `dropped` are
     first packets over a limit, or of denied addresses; `None` where nothing is limited. What sets deny counts apart.
-    `limited` are the sources that have gone over a limit of its entry of late, those with the most packets first.
+    `limited` are the sources that have gone over a limit of its entry of late, those with the most packets first; where
+    these are not counted, `None`, the sources that may open none now. The first few are named, of `limited_sources`.
     """
 
     connections: int | None = None
@@ -46,7 +47,8 @@ class Usage:
     open: int | None = None
     open_bytes: int | None = None
     dropped: int | None = None
-    limited: tuple[tuple[Address, int], ...] = ()
+    limited: tuple[tuple[Address, int | None], ...] = ()
+    limited_sources: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Give the JSON form."""
@@ -57,6 +59,7 @@ class Usage:
             "open_bytes": self.open_bytes,
             "dropped": self.dropped,
             "limited": [{"source": str(source), "dropped": number} for source, number in self.limited],
+            "limited_sources": self.limited_sources,
         }
 
 

@@ -129,8 +129,8 @@ def _usage(exposure: Exposure, facts: Facts, readings: Readings) -> Usage:
     dropped = readings.dropped.by_exposure.get(exposure, 0)
     by_source = readings.dropped.by_source.get(exposure.counted_as, {}).items()
     limited = [(source, number) for source, number in by_source if Family.of(source) is exposure.family]
-    limited.sort(key=lambda item: (-item[1], int(item[0])))
-    return replace(usage, dropped=dropped, limited=tuple(limited[:_MOST_LIMITED]))
+    limited.sort(key=lambda item: (-(item[1] or 0), int(item[0])))
+    return replace(usage, dropped=dropped, limited=tuple(limited[:_MOST_LIMITED]), limited_sources=len(limited))
 
 
 # --- what waits ------------------------------------------------------------------------------------------------------

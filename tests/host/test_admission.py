@@ -1,11 +1,14 @@
 """Who may connect, as its user meets it: files of networks, bans by other programs, and limits."""
 
 import json
+import re
 from collections.abc import Iterator
+from ipaddress import ip_address
+from math import ceil
 
 import pytest
 
-from tests.host.conftest import HEAD, Scene, entry
+from tests.host.conftest import HEAD, Scene, entry, filled
 from tests.lab.host import CLIENT4, CLIENT4_SECOND, PUBLIC4
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
@@ -40,6 +43,26 @@ def with_server(scene: Scene) -> Iterator[Scene]:
     server = scene.web.serve_tcp(9000)
     yield scene
     server.stop()
+
+
+def is_kept(scene: Scene, address: str) -> bool:
+    kept = scene.host.run("cat", "/var/lib/kvm-portfwd/external-sets.json", check=False).stdout
+    return str(int(ip_address(address))) in kept
+
+
+def in_table(scene: Scene) -> dict[str, int]:
+    """Give who is in the set, each with the hours that are left, the last one begun."""
+    words = "nft", "-j", "list", "set", "ip", "kvm_portfwd", "set_banned"
+    listed = scene.host.run(*words, check=False).stdout or '{"nftables": [{"set": {}}]}'
+    elements = [each["elem"] for each in json.loads(listed)["nftables"][-1]["set"].get("elem", [])]
+    return {each["val"]: ceil(each["expires"] / 3600) for each in elements}
+
+
+def in_ipset(scene: Scene) -> dict[str, int]:
+    """Give the same of the ipset."""
+    listed = scene.host.run("ipset", "save", "KVMPF_banned_4", check=False).stdout
+    found = re.findall(r"^add \S+ (\S+) timeout (\d+)$", listed, re.MULTILINE)
+    return {address: ceil(int(left) / 3600) for address, left in found}
 
 
 def write(scene: Scene, text: str) -> None:
@@ -87,8 +110,16 @@ def test_a_ban_by_another_program_cuts_off_and_outlives_wipes_and_restarts(with_
     assert not is_served(scene)
     daemon.terminate()
     scene.wipe()
-    scene.daemon(WEB, EVERYWHERE)
+    daemon = scene.daemon(WEB, EVERYWHERE)
     wait_until(lambda: is_served(scene, CLIENT4_SECOND), "the rules are there again")
+    assert not is_served(scene)
+    ban(scene, "add", f"{CLIENT4_SECOND} timeout 2h")
+    wait_until(lambda: is_kept(scene, CLIENT4_SECOND), "it is on the disk")
+    daemon.kill()
+    scene.wipe()
+    scene.daemon(WEB, EVERYWHERE)
+    wait_until(lambda: in_table(scene) == {CLIENT4: 1, CLIENT4_SECOND: 2}, "both are back, with their time")
+    ban(scene, "delete", CLIENT4_SECOND)
     assert not is_served(scene)
     ban(scene, "delete")
     wait_until(lambda: is_served(scene), "the ban is over")
@@ -119,8 +150,16 @@ def test_in_the_legacy_tables_sets_are_ipsets_and_what_others_put_in_outlives_wi
     assert not is_served(scene)
     daemon.terminate()
     wipe_ipsets_too(scene)
-    scene.daemon(WEB, EVERYWHERE)
+    daemon = scene.daemon(WEB, EVERYWHERE)
     wait_until(lambda: is_served(scene, CLIENT4_SECOND), "the rules are there again")
+    assert not is_served(scene)
+    ban_in_ipset(scene, "add", CLIENT4_SECOND, "timeout", "7200")
+    wait_until(lambda: is_kept(scene, CLIENT4_SECOND), "it is on the disk")
+    daemon.kill()
+    wipe_ipsets_too(scene)
+    scene.daemon(WEB, EVERYWHERE)
+    wait_until(lambda: in_ipset(scene) == {CLIENT4: 1, CLIENT4_SECOND: 2}, "both are back, with their time")
+    ban_in_ipset(scene, "del", CLIENT4_SECOND)
     assert not is_served(scene)
     ban_in_ipset(scene, "del", CLIENT4)
     wait_until(lambda: is_served(scene), "the ban is over")
@@ -135,6 +174,34 @@ def test_in_the_legacy_tables_a_client_over_the_rate_is_dropped_and_counted(scen
     assert [is_served(scene) for _ in range(3)] == [True, True, False]
     (row,) = json.loads(scene.host.portfwd("status", "--json").stdout)["openings"]
     assert row["dropped"] >= 1
+    assert {"source": CLIENT4, "dropped": None} in row["limited"]
+    text = scene.host.portfwd("status").stdout
+    assert re.search(rf"^limited +web: .*{re.escape(CLIENT4)}", text, re.MULTILINE)
+    told = scene.host.portfwd("explain", "--from", CLIENT4, f"{PUBLIC4}:8000", check=False).stdout
+    assert "what it may open is used up" in told
+
+
+@pytest.mark.on(LibvirtFirewall.LEGACY)
+def test_what_the_host_lacks_for_sets_is_refused_by_check_and_by_a_reload(scene: Scene) -> None:
+    host, program = scene.host, "/usr/sbin/ipset"
+    plain = entry("web", "8000:80", "WEB4")
+    daemon = scene.daemon(plain)
+    wait_until(lambda: is_served(scene), "the rules are there")
+    host.run("mv", program, f"{program}.away")
+    try:
+        host.write("/etc/portfwd.toml", EVERYWHERE + filled(WEB))
+        for command, what in ("check", "/etc/portfwd.toml:"), ("reload", "the old one stays in force"):
+            refused = host.portfwd(command, check=False)
+            assert refused.returncode == 78
+            assert re.search(
+                r"^/etc/portfwd.toml:\d+: what has set:… .*; install the package ipset$", refused.stderr, re.MULTILINE
+            )
+            assert what in refused.stderr
+        assert is_served(scene)
+    finally:
+        host.run("mv", f"{program}.away", program)
+    assert host.portfwd("check").stdout.startswith("/etc/portfwd.toml: fine")
+    daemon.reload()
 
 
 def ban_in_ipset(scene: Scene, verb: str, *element: str) -> None:

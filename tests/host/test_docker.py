@@ -38,8 +38,9 @@ def beside(shared_scene: Scene) -> Iterator[Scene]:
         host.run("ip", "link", "set", "veth0", "master", "docker0", "up")
         for words in (f"address add {CONTAINER}/16 dev eth0", "link set eth0 up", "route add default via 172.17.0.1"):
             host.run("ip", "-netns", "container", *words.split())
-        host.outside.run(["ip", "route", "replace", "192.168.122.0/24", "via", PUBLIC4])
-        at_end.callback(host.outside.run, ["ip", "route", "del", "192.168.122.0/24"])
+        for network in ("192.168.122.0/24", "172.17.0.0/16"):
+            host.outside.run(["ip", "route", "replace", network, "via", PUBLIC4])
+            at_end.callback(host.outside.run, ["ip", "route", "del", network])
         yield shared_scene
 
 
@@ -130,20 +131,59 @@ def test_beside_libvirts_own_rules_in_iptables_there_are_none_of_ours(beside: Sc
         assert not host.outside.fetch(f"http://{WEB4}/", timeout=0.5).answered
 
 
-@on_nftables
-def test_beside_dockers_own_daemon(beside: Scene) -> None:
-    host = beside.host
+@contextmanager
+def dockerd(host: Host) -> Iterator[None]:
+    """Run Docker's own daemon, which takes docker0 as it is."""
     programs = image.docker()
     words = ["--data-root=/tmp/docker", "--exec-root=/run/docker", "--pidfile=/run/docker.pid", "--storage-driver=vfs"]
-    # It sets the policy where it turns forwarding on itself, as on a host on which it starts before libvirt.
-    host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
-    with dockers_rules(host, "iptables-nft"), dockers_rules(host, "ip6tables-nft"):
-        docker = host.popen("env", f"PATH={programs}:/usr/sbin:/usr/bin:/sbin:/bin", f"{programs}/dockerd", *words)
+    docker = host.popen("env", f"PATH={programs}:/usr/sbin:/usr/bin:/sbin:/bin", f"{programs}/dockerd", *words)
+    try:
         docker.wait_line("API listen on")
-        assert forward_chain(host, "iptables-nft")[0] == "-P FORWARD DROP"
-        assert not is_online(beside)
-        beside.start(KEY)
-        wait_until(lambda: len(paths(host, "iptables-nft")) > 1, "guests are let through")
-        wait_until(partial(is_online, beside), "the guest is online beside Docker")
-        assert not reaches_container(beside)
+        yield
+    finally:
         docker.stop()
+
+
+def reach(scene: Scene) -> tuple[Outcome, Outcome]:
+    """Tell how the container answers outside and a guest."""
+    outside, guest = scene.host.outside, scene.web.place
+    return outside.tcp(CONTAINER, 80, timeout=0.5).outcome, guest.tcp(CONTAINER, 80, timeout=0.5).outcome
+
+
+def works(scene: Scene) -> None:
+    wait_until(partial(is_online, scene), "the guest is online beside Docker")
+    wait_until(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8000/").answered, "the forward works")
+    assert not scene.host.outside.fetch(f"http://{WEB4}/", timeout=0.5).answered
+
+
+@pytest.mark.on(LibvirtFirewall.NFTABLES, LibvirtFirewall.IPTABLES)
+def test_beside_dockers_own_daemon_that_starts_before_libvirt(beside: Scene) -> None:
+    host, apart = beside.host, beside.host.flavour.firewall is LibvirtFirewall.NFTABLES
+    # It sets the policy where it turns forwarding on itself.
+    host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
+    with dockers_rules(host, "iptables-nft"), dockers_rules(host, "ip6tables-nft"), dockerd(host):
+        assert forward_chain(host, "iptables-nft")[0] == "-P FORWARD DROP"
+        host.libvirt.restart()
+        wait_until(
+            lambda: is_online(beside) is not apart, "libvirt's own rules are there, and do not suffice elsewhere"
+        )
+        alone = reach(beside)
+        assert alone[0] is Outcome.TIMED_OUT
+        beside.start(KEY)
+        works(beside)
+        assert bool(paths(host, "iptables-nft")) is apart
+        assert reach(beside) == alone
+
+
+@pytest.mark.on(LibvirtFirewall.NFTABLES, LibvirtFirewall.IPTABLES)
+def test_beside_dockers_own_daemon_that_starts_after_libvirt_and_us(beside: Scene) -> None:
+    host = beside.host
+    with dockers_rules(host, "iptables-nft"), dockers_rules(host, "ip6tables-nft"):
+        daemon = beside.start(KEY)
+        works(beside)
+        with dockerd(host):
+            works(beside)
+            together = reach(beside)
+            daemon.terminate()
+            host.portfwd("flush")
+            assert reach(beside) == together

@@ -1,5 +1,6 @@
 """Real packets of who may connect and who may not: sets of sources, and limits for each source."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,15 +14,21 @@ from fwdaemon.core.admission import Admission, Rate, SourceSet
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.types import Origin, Until
+from fwdaemon.explain.gather import Kernel
+from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Backend
+from fwdaemon.nftables.model import TABLE_NAME
 from tests.kernel.conftest import GATE, GUESTS, HOMES
-from tests.kernel.scene import Plan, answers
+from tests.kernel.scene import V4, Plan, answers
 from tests.kernel.topology import PORT, Topology, address_words
+from tests.lab.command import run
 from tests.lab.probe import Answer, Outcome
 from tests.unit.forwards import forward, nat, route
 
 HERE = Origin(Path("/etc/portfwd.toml"), 1)
 SHORT = 0.3
+# So many sources are counted by a limit at once.
+MOST = 65_535
 
 Admit = Callable[..., None]
 
@@ -77,6 +84,15 @@ def tcp(machines: Topology, address: str, source: str | None = None) -> Answer:
 def web(plan: Plan, admission: Admission | None = None, sources: tuple[str, ...] = ()) -> Exposure:
     made = forward(f"tcp *:{PORT}", f"[{plan.mail}]:{PORT}", sources=sources)
     return replace(made, admission=admission)
+
+
+def over(counted: Counted, served: Exposure, source: str) -> list[int | None]:
+    """Give what is told of the sources that are limited, if that is this one, and `explain` says the same of it."""
+    by_source = counted.dropped().by_source.get(served.counted_as, {})
+    assert by_source.keys() == {ip_address(source)}
+    told = Kernel(SystemRunner()).over_limit(counted.state, served.counted_as, ip_address(source))
+    assert [*by_source.values()] == [told]
+    return [told]
 
 
 DROPPED = Answer(Outcome.TIMED_OUT)
@@ -197,19 +213,18 @@ def test_all_ports_of_an_entry_share_its_limits(machines: Topology, admit: Admit
 def test_new_connections_over_the_rate_are_dropped_and_counted_and_others_may_go_on(
     machines: Topology, admit: Admit, plan: Plan, third: str, counted: Counted
 ) -> None:
-    """Which sources these were is known from nftables alone."""
     admit(web(plan, Admission(rate=Rate(2, "day"))))
     assert [tcp(machines, plan.public, plan.outside).answered for _ in range(3)] == [True, True, False]
     assert tcp(machines, plan.public, third).answered
     (served,) = counted.state.forwards
     assert counted.dropped().by_exposure[served] >= 1
-    by_source = counted.dropped().by_source.get(served.counted_as, {})
-    assert set(by_source) == ({ip_address(plan.outside)} if counted.rules.name == "nftables" else set())
+    (number,) = over(counted, served, plan.outside)
+    assert number is None or number >= 1
     assert counted.rules.counters(counted.state)[served] == 3
 
 
 def test_connections_over_the_most_that_may_be_open_are_dropped_until_one_ends(
-    machines: Topology, admit: Admit, plan: Plan, third: str
+    machines: Topology, admit: Admit, plan: Plan, third: str, counted: Counted
 ) -> None:
     admit(web(plan, Admission(max_open=2)))
     with ExitStack() as held:
@@ -217,5 +232,62 @@ def test_connections_over_the_most_that_may_be_open_are_dropped_until_one_ends(
             held.enter_context(machines.outside.connect(plan.public, PORT, source=plan.outside))
         assert tcp(machines, plan.public, plan.outside) == DROPPED
         assert tcp(machines, plan.public, third).answered
+        (served,) = counted.state.forwards
+        assert over(counted, served, plan.outside)
     machines.host.run("conntrack", "-F")
     assert tcp(machines, plan.public, plan.outside).answered
+
+
+FORGED = ip_address("100.64.0.0")
+# First packets of TCP: to an address and a port, from this source and the next ones, so many.
+FLOOD = """
+import socket, struct, sys
+to, port, first, number = socket.inet_aton(sys.argv[1]), *map(int, sys.argv[2:])
+head = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0, 64, 6, 0)
+sending = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+for client in range(number):
+    source = struct.pack("!I", first + client)
+    fields = [1024, port, 0, 0, 0, 0, 0x5002, 65535, 0, 0]
+    total = sum(struct.unpack("!4H", source + to)) + 6 + 20 + sum(fields)
+    fields[8] = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    sending.sendto(head + source + to + struct.pack("!10H", *fields), (sys.argv[1], 0))
+"""
+
+
+def test_a_flood_from_more_sources_than_a_limit_counts_takes_no_more_memory_and_cuts_off_nobody_who_is_counted(
+    machines: Topology, admit: Admit, counted: Counted
+) -> None:
+    """Who comes later is not limited in nftables, and not served by iptables-legacy."""
+    rarely = Admission(rate=Rate(4, "day"), entry="one")
+    other = replace(forward(f"tcp *:{PORT + 1}", f"[{V4.mail}]:{PORT + 1}"), admission=rarely)
+    admit(web(V4, rarely), other)
+    assert machines.outside.tcp(V4.public, PORT, source=V4.outside).answered
+    flood(machines, counted, other)
+    assert len(sources_counted(counted, other)) == MOST
+    assert not counted.dropped().by_source.get(other.counted_as)
+    assert machines.outside.tcp(V4.public, PORT, source=V4.outside).answered
+    if counted.rules.name == "nftables":
+        assert all(machines.peer.tcp(V4.public, PORT).answered for _ in range(5))
+    else:
+        assert machines.peer.tcp(V4.public, PORT, timeout=SHORT) == DROPPED
+    assert len(sources_counted(counted, other)) == MOST
+
+
+def flood(machines: Topology, counted: Counted, exposure: Exposure) -> None:
+    """Have as many sources counted as fit, and send from more; those that a program can add cost less than packets."""
+    number = MOST + 100
+    if counted.rules.name == "nftables":
+        sources = ", ".join(str(FORGED + client) for client in range(MOST - 100))
+        where = f"ip {TABLE_NAME} rate.{exposure.counted_as}"
+        machines.host.run("nft", "-f", "-", stdin=f"add element {where} {{ {sources} }}\n")
+        number = 200
+    machines.outside.run("python3", "-c", FLOOD, V4.public, str(PORT + 1), str(int(FORGED) + 1_000_000), str(number))
+
+
+def sources_counted(counted: Counted, exposure: Exposure) -> list[str]:
+    if counted.rules.name == "nftables":
+        name = f"rate.{exposure.counted_as}"
+        listed = json.loads(run(["nft", "-j", "list", "set", "ip", TABLE_NAME, name]).stdout)
+        return [str(element) for element in listed["nftables"][-1]["set"]["elem"]]
+    (file,) = Path("/proc/thread-self/net/ipt_hashlimit").iterdir()
+    return file.read_text().splitlines()

@@ -1,12 +1,13 @@
 """A guest that was elsewhere before learns at once where its gateway is now, on the real kernel."""
 
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
 from fwdaemon.core.exposures import Nat
 from fwdaemon.core.state import Desired
-from fwdaemon.hostnet.public_addresses import Gateways
+from fwdaemon.hostnet.public_addresses import Announcer, Gateways
 from tests.kernel.links import BRIDGE_MAC, Links
 from tests.lab.place import wait_until
 from tests.unit.forwards import nat
@@ -50,3 +51,16 @@ def test_it_hears_once_and_again_when_it_comes_back(links: Links) -> None:
     gateways.apply(Desired())
     gateways.apply(here)
     wait_until(lambda: BRIDGE_MAC in known(links, GATEWAY4), "the guest heard again")
+
+
+def test_it_also_hears_after_another_interface_with_announcements_has_gone(links: Links) -> None:
+    announcer = Announcer()
+    links.host.ip("link add gone0 type bridge")
+    links.host.ip("link set gone0 up")
+    announcer.announce("gone0", ip_address("198.51.100.99"))
+    links.host.ip("link delete gone0")
+    mislead(links, GATEWAY4)
+    announcer.announce("gone0", ip_address("198.51.100.99"))
+    Gateways(announcer).apply(Desired(nats=frozenset({WEB4})))
+    wait_until(lambda: BRIDGE_MAC in known(links, GATEWAY4), "the guest knows its gateway's new MAC address")
+    announcer.close()

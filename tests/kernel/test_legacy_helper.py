@@ -13,9 +13,9 @@ from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.client import HelperClient, UnusableError
-from fwdaemon.legacy.model import FWD, PRE, Change, Edit, Rule, TableName
+from fwdaemon.legacy.model import FWD, OUT, PRE, Change, Edit, Rule, TableName, labelling
 from fwdaemon.legacy.ruleset import links
-from tests.kernel.legacy import commit, helpers, iptables, own
+from tests.kernel.legacy import commit, helpers, iptables, own, saved
 from tests.kernel.test_nftables import ALL
 from tests.lab.command import run
 
@@ -84,6 +84,27 @@ def test_what_the_library_refuses_is_named_and_changes_nothing(lock_file: Path) 
     with client.locked() as session:
         assert session.observe({TableName.FILTER: {}}, ())
     client.close()
+
+
+@pytest.mark.parametrize("family", Family)
+def test_rules_of_many_forwards_are_as_they_are_written(lock_file: Path, family: Family) -> None:
+    del lock_file
+    to = "192.0.2.{}:{}" if family is Family.IPV4 else "[2001:db8::{}]:{}"
+    rules = [
+        Rule.of(
+            f"-p {name} -m {name} --dport {port} {labelling(bit)}", f"DNAT --to-destination {to.format(port, 1)}", name
+        )
+        for port in range(1, 10)
+        for name in ("tcp", "udp")
+        for bit in (1, 2)
+    ]
+    client = HelperClient(family)
+    with client.locked() as session:
+        session.observe({TableName.NAT: {}}, ())
+        session.commit(TableName.NAT, Change(create=(OUT,), edits=(Edit(OUT, (), tuple(enumerate(rules))),)))
+    client.close()
+    listed = [line for line in saved().splitlines() if line.startswith(f"-A {OUT} ")]
+    assert listed == [f"-A {OUT} {rule}" for rule in rules]
 
 
 def test_what_is_missing_is_said_plainly(lock_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -90,24 +90,24 @@ def test_addresses(links: Links, kernel: Rtnetlink, address: str) -> None:
     entry = KernelAddress(ip_address(address), index("eth0"))
     family = Family.of(entry.address)
     add_address(kernel, entry)
-    assert HeldAddress(entry, is_plain=True) in held_addresses(kernel, family)
+    assert HeldAddress(entry, is_plain=True) in held_addresses(family)
     with pytest.raises(RefusedError) as refused:
         add_address(kernel, entry)
     assert refused.value.number == errno.EEXIST
     prefix = entry.address.max_prefixlen
     links.host.ip(f"address change {address}/{prefix} dev eth0 valid_lft 1000 preferred_lft 500")
-    (held,) = (held for held in held_addresses(kernel, family) if held.entry == entry)
+    (held,) = (held for held in held_addresses(family) if held.entry == entry)
     assert not held.is_plain
     assert held.seconds is not None
     assert 900 < held.seconds <= 1000
     renew_address(kernel, entry)
-    assert HeldAddress(entry, is_plain=True) in held_addresses(kernel, family)
+    assert HeldAddress(entry, is_plain=True) in held_addresses(family)
     assert ("deprecated" in links.told("address", "show", "to", address)) == (family is Family.IPV6)
-    assert entry in addresses(kernel, family, entry.index)
+    assert entry in addresses(family, entry.index)
     assert any(found.address == entry.address for found in observe_host().addresses)
     delete_address(kernel, entry)
     delete_address(kernel, entry)
-    assert entry not in addresses(kernel, family, entry.index)
+    assert entry not in addresses(family, entry.index)
 
 
 @ADDRESSES
@@ -125,16 +125,16 @@ def test_proxy_entries(links: Links, kernel: Rtnetlink, address: str) -> None:
     assert proxy_entries(kernel, family) == {}
 
 
-def test_bridge_ports(links: Links, kernel: Rtnetlink) -> None:
+def test_bridge_ports(links: Links) -> None:
     port = index("vnet0")
-    set_hairpin_mode(kernel, port, hairpin=True)
-    assert bridge_ports(kernel)["vnet0"] == BridgePort(port, hairpin=True)
+    set_hairpin_mode(port, hairpin=True)
+    assert bridge_ports()["vnet0"] == BridgePort(port, hairpin=True)
     assert "hairpin on" in links.told("-details", "link", "show", "vnet0")
-    set_hairpin_mode(kernel, port, hairpin=False)
-    assert bridge_ports(kernel)["vnet0"] == BridgePort(port, hairpin=False)
+    set_hairpin_mode(port, hairpin=False)
+    assert bridge_ports()["vnet0"] == BridgePort(port, hairpin=False)
     assert observe_host(["vnet0"]).bridges == {"vnet0": "virbr1"}
     with pytest.raises(RefusedError):
-        set_hairpin_mode(kernel, index("eth0"), hairpin=True)
+        set_hairpin_mode(index("eth0"), hairpin=True)
 
 
 @ADDRESSES

@@ -29,6 +29,8 @@ _DOCKER = {
     "containerd": ("usr/bin/containerd",),
     "runc": ("usr/sbin/runc",),
 }
+# What bans, besides what a host has installed.
+_BANNERS = ("fail2ban", "crowdsec-custom-bouncer", "crowdsec-firewall-bouncer")
 
 _PACKAGE_LIST = Path(__file__).with_name("packages.txt")
 _MACHINE = Path(__file__).with_name("machine")
@@ -106,6 +108,18 @@ def _build_docker(target: Path) -> None:
         with _unpacked(package, target) as unpacked:
             for program in programs:
                 (unpacked / program).rename(target / Path(program).name)
+
+
+def banners() -> Path:
+    """The root directory of fail2ban and CrowdSec's bouncers, of the machine's own release."""
+    versions = run(["apt-cache", "show", "--no-all-versions", *_BANNERS]).stdout
+    return _cached(f"banners-{_key(versions)}", _build_banners)
+
+
+def _build_banners(target: Path) -> None:
+    for package in _BANNERS:
+        with _unpacked(package, target) as unpacked:
+            shutil.copytree(unpacked, target, symlinks=True, dirs_exist_ok=True)
 
 
 def _key(*parts: str) -> str:

@@ -102,11 +102,14 @@ def _entry(lot: random.Random) -> str:
     return toml("route", network="public", addresses=[str(subnet) for subnet in lot.sample(ROUTED, lot.randint(1, 3))])
 
 
-def packets(lot: random.Random, config: Config, number: int) -> Iterator[Packet]:
-    """Draw packets; of each sender many are its own, and the rest has the address, or the MAC address, of another."""
+def packets(lot: random.Random, config: Config, numbers: range) -> Iterator[Packet]:
+    """Draw packets; of each sender many are its own, and the rest has the address, or the MAC address, of another.
+
+    Each number has a source port of its own, and so begins a connection of its own.
+    """
     aims = list(_aims(config))
     public = [(nat.domain, nat.public.version) for nat in config.nats]
-    for index in range(number):
+    for index in numbers:
         if public and lot.random() < 0.1:
             yield _opened(lot, *lot.choice(public), index)
             continue

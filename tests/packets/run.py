@@ -69,11 +69,12 @@ def play(on: Side, seed: int, number: int, *, theft: Theft | None = None, sweepi
     lot = random.Random(seed)  # noqa: S311  what is drawn is to be drawn again
     head = drawing.head(lot) if has_sets(seed) else drawing.HEAD
     before, entries = drawing.place(lot, head)
-    sent = list(drawing.packets(lot, before.config, number))
+    sent = list(drawing.packets(lot, before.config, range(number)))
     config, changed = drawing.changed(lot, entries, head)
     after = replace(before, config=config, refusals=before.refusals + drawing.more_refusals(lot, before.refusals))
     stages = Stage(before, entries), Stage(after, changed)
-    return Round(on, stages, sent, theft, sweeping=sweeping).play()
+    new = list(drawing.packets(lot, after.config, range(number, number + number // 2)))
+    return Round(on, stages, sent, theft, new=new, sweeping=sweeping).play()
 
 
 def has_sets(seed: int) -> bool:
@@ -90,7 +91,7 @@ class Stage:
 
 
 class Round:
-    """Packets through one stage, and on their connections through the next."""
+    """Packets through one stage, and on their connections through the next; there, `new` ones begin others."""
 
     def __init__(
         self,
@@ -99,24 +100,30 @@ class Round:
         sent: Sequence[Packet],
         theft: Theft | None = None,
         *,
+        new: Sequence[Packet] = (),
         sweeping: bool = True,
     ) -> None:
-        self._on, self._sent, self._theft, self._sweeping = on, sent, theft, sweeping
+        self._on, self._sent, self._new, self._theft, self._sweeping = on, sent, new, theft, sweeping
         self._now, self._next = stages
-        self._result = Result(packets=len(sent))
+        self._result = Result(packets=len(sent) + len(new))
         self._live = Desired()
 
     def play(self) -> Result:
         """Play it once."""
         theirs.load(self._on.world.host, self._now.place, legacy=self._on.legacy)
         self._apply(self._now.place)
-        chains = Kernel(SystemRunner()).chains()
-        arrived = self._on.world.send(self._sent)
-        for packet in self._sent:
-            self._compare("first", packet, fate(self._now.place, packet), arrived)
-            self._foretold(chains, packet, arrived)
-        self._go_on(arrived)
+        self._go_on(self._begin("first", self._sent))
+        self._begin("first after the change", self._new)
         return self._result
+
+    def _begin(self, what: str, sent: Sequence[Packet]) -> Arrived:
+        """Send packets that are the first of their connections; all four have to agree on these."""
+        chains = Kernel(SystemRunner()).chains()
+        arrived = self._on.world.send(sent)
+        for packet in sent:
+            self._compare(what, packet, fate(self._now.place, packet), arrived)
+            self._foretold(chains, packet, arrived)
+        return arrived
 
     def _apply(self, place: Place) -> None:
         confined = frozenset(Family) if place.turned_on else frozenset[Family]()

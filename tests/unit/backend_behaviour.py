@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from fwdaemon.core.admission import Admission, Rate, SourceSet
+from fwdaemon.core.admission import Admission, Need, Rate, SourceSet
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin, PortRange, Presence, Protocol
 from fwdaemon.netfilter import Backend
@@ -47,6 +47,11 @@ class Scene:
 
 class BackendBehaviour(ABC):
     """Tests of one backend; a fixture `scene` gives what is needed."""
+
+    def test_what_sets_and_limits_need_is_there_and_nothing_is_touched_to_tell(self, scene: Scene) -> None:
+        backend, before = scene.another(), scene.ours()
+        assert backend.lacks([*Need]) == {}
+        assert scene.ours() == before
 
     @abstractmethod
     def scene(self) -> Scene:

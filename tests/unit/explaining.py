@@ -9,6 +9,7 @@ from typing import Any
 
 from fwdaemon.core.admission import Place, Ranges
 from fwdaemon.core.inventory import HostAddress
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Listener, Protocol
 from fwdaemon.explain.report import FarAnswer, GuestAnswer, RouteAnswer, Sighting
 from fwdaemon.rulesets import nft_listing, xt_listing
@@ -88,7 +89,7 @@ class PlainHost:
     others: frozenset[str] = frozenset()
     gateways: Mapping[str, str] = field(default_factory=dict)
     elements: Mapping[Place, Ranges] = field(default_factory=dict)
-    over: Mapping[str, int] = field(default_factory=dict)
+    over: Mapping[str, int | None] = field(default_factory=dict)
     lists: Mapping[Path, bytes] = field(default_factory=dict)
 
     def addresses(self) -> Sequence[HostAddress]:
@@ -146,8 +147,8 @@ class PlainHost:
     def ranges(self, names: Collection[str]) -> Mapping[Place, Ranges]:
         return {place: found for place, found in self.elements.items() if place[1] in names}
 
-    def over_limit(self, counted_as: str, source: Address) -> int:
-        del counted_as
+    def over_limit(self, desired: Desired, counted_as: str, source: Address) -> int | None:
+        del desired, counted_as
         return self.over.get(str(source), 0)
 
     def text_of(self, file: Path) -> bytes:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
-from fwdaemon.core.admission import Gatekeeper
+from fwdaemon.core.admission import Gatekeeper, Need
 from fwdaemon.core.exposures import Exposure, Forward, Nat
 from fwdaemon.core.report import (
     Actor,
     ActorKind,
     ApplyResult,
     Fault,
+    FaultKind,
     GateChange,
     RulesChanged,
 )
@@ -56,7 +57,7 @@ class Written:
 
 @dataclass
 class Kernel:
-    """What a rule system holds; `refusals` is how many of the next commits are refused."""
+    """What a rule system holds, and is `lacking`; `refusals` is how many of the next commits are refused."""
 
     rules: dict[Family, tuple[Written, ...]] = field(default_factory=dict)
     exposures: frozenset[Exposure] = frozenset()
@@ -71,6 +72,7 @@ class Kernel:
     libvirt: Presence = Presence.NOTHING
     generation: int = 0
     refusals: int = 0
+    lacking: frozenset[Need] = frozenset()
     changed: RulesChanged | None = None
 
     def commit(self) -> None:
@@ -185,6 +187,11 @@ class MemoryBackend:
     def remove(self) -> ApplyResult:
         """See `Backend.remove`."""
         return self.apply(Desired(), full=True)
+
+    def lacks(self, needs: Collection[Need]) -> Mapping[Need, Fault]:
+        """See `Backend.lacks`."""
+        lacking = self.kernel.lacking.intersection(needs)
+        return {need: Fault(FaultKind.NO_EXPRESSION, (need, need, "memory")) for need in lacking}
 
     def close(self) -> None:
         """See `Backend.close`."""

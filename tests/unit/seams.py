@@ -40,9 +40,9 @@ class Host:
     def release(self, desired: Desired) -> None:
         self.released.append(desired)
 
-    def apply(self, desired: Desired, *, ip_forward: bool, full: bool = True) -> ApplyResult:
+    def apply(self, desired: Desired, *, ip_forward: bool, full: bool = True, replugged: bool = False) -> ApplyResult:
         del ip_forward
-        self.kept.append((desired, full))
+        self.kept.append((desired, full or replugged))
         return self.result
 
     def remove(self, forwarded: frozenset[tuple[Family, str]]) -> ApplyResult:

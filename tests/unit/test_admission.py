@@ -10,15 +10,18 @@ import pytest
 from fwdaemon.config import load, load_guarded, parse
 from fwdaemon.config.model import Config
 from fwdaemon.config.sets import MOST_NETWORKS, place_of, read_list
-from fwdaemon.core.admission import Admission, Element, Gatekeeper, Ranges, Rate, SourceSet
+from fwdaemon.core.admission import Admission, Element, Gatekeeper, Need, Ranges, Rate, SourceSet
+from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin, PortRange, Protocol
-from fwdaemon.errors import ConfigError
+from fwdaemon.errors import ConfigError, ProcessError
 from fwdaemon.explain.arrival import parse_request
 from fwdaemon.explain.report import Cause
 from fwdaemon.explain.trace import explain
 from fwdaemon.kernel.external_sets import Added, Externals
+from fwdaemon.kernel.process import Finished
 from fwdaemon.nftables.difference import difference
+from fwdaemon.nftables.generation import lacking
 from fwdaemon.nftables.ruleset import tables
 from fwdaemon.nftables.table_cache import TableCache, limited_sources
 from fwdaemon.resolve.flows import Flow, Judge
@@ -298,6 +301,21 @@ def test_whom_a_limit_stops_is_read_from_what_counts_him() -> None:
 # --- explain ---------------------------------------------------------------------------------------------------------
 
 
+def test_what_the_kernel_lacks_is_told_with_the_module_that_has_it_and_nothing_else_it_refuses() -> None:
+    saying = {"limit rate": "No such file or directory", "ct count": "Operation not permitted", "@sample drop": ""}
+
+    class Refusing:
+        def run(self, *argv: str, stdin: str = "") -> Finished:
+            (said,) = (said for words, said in saying.items() if words in stdin)
+            if said:
+                raise ProcessError(argv, stdin, 1, f"/dev/stdin:3:1-9: Error: Could not process rule: {said}\n")
+            return Finished("", "", 7)
+
+    assert lacking(Refusing(), [*Need]) == {
+        Need.RATE: Fault(FaultKind.NO_EXPRESSION, ("rate", "limit", "nft_limit"), "No such file or directory")
+    }
+
+
 def test_explain_names_the_line_of_the_network_that_refuses() -> None:
     text = b"# bad\n198.51.100.0/24\n\n198.51.100.7 # worse\n::/0\n"
     config = parse({MAIN: FORWARD + 'deny = ["set:big"]\n' + BIG}, {LIST: text})
@@ -324,6 +342,8 @@ def test_explain_says_that_a_client_is_over_a_limit_where_it_was_of_late() -> No
     assert "7 of its first packets were dropped of late" in step.remedy
     (other,) = (step for step in told(source="192.0.2.1", text=text).steps if step.name == "admission")
     assert not other.remedy
+    report = told(source=str(CLIENT), text=text, world=host(over={str(CLIENT): None}))
+    assert any("what it may open is used up" in step.remedy for step in report.steps)
 
 
 def test_explain_says_whom_a_one_to_one_address_is_for() -> None:

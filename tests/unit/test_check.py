@@ -1,13 +1,20 @@
 """What `kvm-portfwd check` says of a configuration that is right."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from fwdaemon import config as configuration
 from fwdaemon.cli import main
+from fwdaemon.commands.check import kept_here
 from fwdaemon.conflicts.comparing import Entry, Holder, ListenerConflict, Order, RuleConflict
+from fwdaemon.core.admission import Need
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.types import PortRange, Protocol
+from fwdaemon.errors import ConfigError
+from fwdaemon.netfilter import Netfilter
+from tests.unit.memory_backend import Kernel, MemoryBackend
 from tests.unit.test_config_support import forward, nat, route
 
 ON = "[daemon]\nlocalhost = true\n"
@@ -28,6 +35,12 @@ CONFLICTS = "fwdaemon.commands.check.conflicts_if_running"
 def quiet_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else this machine does, of which a command line says nothing."""
     monkeypatch.setattr(CONFLICTS, lambda *_: ([], None))
+    rules = partial(Netfilter, among=among())
+    monkeypatch.setattr("fwdaemon.commands.check.Netfilter", lambda runner, choice, _: rules(runner, choice))
+
+
+def among(*lacking: Need) -> list[MemoryBackend]:
+    return [MemoryBackend(Kernel(lacking=frozenset(lacking)))]
 
 
 def check(path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -52,6 +65,21 @@ def check(path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> list[str
 )
 def test_counts_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, count: str) -> None:
     assert check(tmp_path / "x.toml", text, capsys) == [f"FILE: fine; {count}"]
+
+
+def test_what_the_kernel_lacks_is_refused_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    limited = forward() + 'rate = "3/minute"\n' + forward().replace("80", "81") + "max_open = 3\n"
+    config = configuration.parse({Path("x.toml"): limited + nat() + 'deny = ["192.0.2.1"]\n'})
+    assert kept_here(config, among()) is config
+    with pytest.raises(ConfigError) as refused:
+        kept_here(config, among(Need.RATE, Need.OPEN))
+    told = [(problem.line, problem.text) for problem in refused.value.problems]
+    remedy = "load it with `modprobe memory`, or install a kernel that has it, such as Debian's linux-image-amd64"
+    assert [text for _, text in told] == [
+        f"{key} needs {key} of nftables, which this kernel refuses: ; {remedy}" for key in ("rate", "max_open")
+    ]
+    assert [limited.splitlines()[line - 1] for line, _ in told] == ["[[forward]]", "[[forward]]"]
 
 
 def test_says_how_many_domains_a_pattern_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.admission import Admission, Rate, SourceSet
+from fwdaemon.core.admission import Admission, Need, Rate, SourceSet
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin
 from fwdaemon.legacy.admission import Drops, asking, rate_match
-from fwdaemon.legacy.client import Lacking, Need, left_out
+from fwdaemon.legacy.client import Lacking, left_out
 from fwdaemon.legacy.ipsets import networks_of, wanted_sets, written
 from fwdaemon.legacy.model import DENY, FWD, OUT, POST, PRE, TableName, limits_chain
 from fwdaemon.legacy.ruleset import tables

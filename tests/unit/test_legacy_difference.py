@@ -10,7 +10,7 @@ from fwdaemon.core.exposures import Forward
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, GateFault
 from fwdaemon.legacy.model import OUT, POST, PRE, Change, Head, ObservedTable, Rule, Table, TableName, difference
-from fwdaemon.legacy.ruleset import Plan, links, tables
+from fwdaemon.legacy.ruleset import Plan, Wanted, exposures_of, links, tables
 from tests.unit.forwards import forward
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
@@ -110,7 +110,8 @@ def test_a_chain_is_put_right(bend: "st.SearchStrategy[object]", *, broken: bool
 def plan(wanted: Desired, seen: ObservedTable, committed: Desired | None = None) -> Plan:
     before = {NAT: tables(committed)[Family.IPV4][NAT]} if committed else {}
     tables_wanted = {NAT: tables(wanted)[Family.IPV4][NAT]}
-    return Plan.of(Family.IPV4, tables_wanted, {NAT: seen}, wanted, before)
+    served = exposures_of(wanted, Family.IPV4)
+    return Plan.of(Family.IPV4, Wanted(tables_wanted, served), {NAT: seen}, wanted, before)
 
 
 def test_a_first_run_mends_everything_and_damage_is_nobodys() -> None:

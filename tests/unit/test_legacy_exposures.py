@@ -9,7 +9,7 @@ from fwdaemon.core.exposures import Exposure, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.legacy.model import FWD, OUT, POST, PRE, Head, ObservedTable, Table, TableName, difference
-from fwdaemon.legacy.ruleset import Plan, exposures_of, links, tables
+from fwdaemon.legacy.ruleset import Plan, Wanted, exposures_of, links, tables
 from tests.unit.forwards import forward, nat, route, subnets
 from tests.unit.test_golden import SUBNETS, UPLINK
 
@@ -206,7 +206,7 @@ def plan(desired: Desired, table: TableName, chain: str, before: Desired) -> Pla
     seen = {name: observed(then[name], without=chain if name is table else "") for name in then}
     for name in now.keys() - then.keys():
         seen[name] = ObservedTable({}, dict.fromkeys(links(name), Head()))
-    return Plan.of(Family.IPV4, now, seen, desired, then)
+    return Plan.of(Family.IPV4, Wanted(now, exposures_of(desired, Family.IPV4)), seen, desired, then)
 
 
 @pytest.mark.parametrize(

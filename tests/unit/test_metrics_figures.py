@@ -60,6 +60,7 @@ def test_every_metric_is_here_and_follows_the_conventions() -> None:
         "etcd_members_answering": "gauge",
         "late_seconds": "gauge",
         "libvirt_connected": "gauge",
+        "limited_sources": "gauge",
         "log_lines_lost": "counter",
         "metrics_timestamp_seconds": "gauge",
         "open_connections": "gauge",

@@ -114,6 +114,18 @@ def left(number: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def ask() -> None:
+    """Ask for the loopback interface, which opens a socket of pyroute2."""
+    with Rtnetlink() as kernel:
+        assert kernel.entry(Kind.LINK, {"index": 1}, {})
+
+
+def test_nothing_is_opened_before_the_first_question() -> None:
+    before = opened()
+    with Rtnetlink():
+        assert opened() == before
+
+
 def opened() -> list[str]:
     gc.collect()
     return sorted(path.name for path in Path("/proc/self/fd").iterdir())
@@ -124,11 +136,10 @@ def opened() -> list[str]:
 def test_where_descriptors_are_few_none_is_lost_and_nothing_is_written(
     number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with Rtnetlink():
-        """The library is loaded before."""
+    ask()  # the library is loaded before
     gc.freeze()  # what was there before need not be looked through each time
     before = opened()
-    with left(number), suppress(KernelError), Rtnetlink():
-        """Which number is enough depends on the release."""
+    with left(number), suppress(KernelError):  # which number is enough depends on the release
+        ask()
     assert opened() == before
     assert capfd.readouterr().err == ""

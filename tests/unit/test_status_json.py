@@ -61,6 +61,7 @@ def test_one_exposure_in_full() -> None:
         "rate": None,
         "max_open": None,
         "limited": [],
+        "limited_sources": 0,
         "masquerade": False,
         "target": "192.168.122.10",
         "target_ports": "80",

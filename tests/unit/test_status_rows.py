@@ -44,7 +44,7 @@ def test_who_may_connect_and_whom_limits_stop_is_told() -> None:
     told = [web[key] for key in ("sources", "deny", "rate", "max_open", "dropped")]
     assert told == [["192.0.2.0/24", "set:office"], ["set:bad"], "3/hour", 2, 7]
     assert web["limited"][:2] == [{"source": "192.0.2.19", "dropped": 19}, {"source": "192.0.2.18", "dropped": 18}]
-    assert len(web["limited"]) == 10
+    assert (len(web["limited"]), web["limited_sources"]) == (10, 19)
     assert [plain[key] for key in ("sources", "deny", "rate", "limited")] == [[], [], None, []]
 
 

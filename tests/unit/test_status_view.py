@@ -3,13 +3,15 @@
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from fwdaemon.commands import status as command
-from fwdaemon.status.model import Status
+from fwdaemon.status.model import Status, Usage
 from tests.unit.statuses import HOSTILE, header, status
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -77,6 +79,16 @@ def test_states_have_colours() -> None:
     assert "\x1b[32mactive" in drawn(80, colour=True)
     assert "\x1b[33mwaiting" in drawn(80, colour=True)
     assert "\x1b[31mrefused" in drawn(80, colour=True)
+
+
+def test_the_first_sources_over_a_limit_are_named_once_for_an_entry() -> None:
+    clients = tuple((ip_address(f"192.0.2.{number}"), None if number > 2 else 9 - number) for number in range(1, 6))
+    used = Usage(dropped=15, limited=clients, limited_sources=40)
+    first = next(row for row in status().rows if row.owner.name == "web1")
+    limited = [replace(first, usage=used), replace(first, usage=used, listens="tcp *:81")]
+    lines = command.as_text(json.loads(Status(header(), tuple(limited)).encode())).splitlines()
+    told = "limited        web1: 192.0.2.1 (8 dropped), 192.0.2.2 (7 dropped), 192.0.2.3 and 37 more"
+    assert [line for line in lines if line.startswith("limited")] == [told]
 
 
 def test_with_nothing_to_show_there_is_no_table() -> None:

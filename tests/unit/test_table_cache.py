@@ -46,6 +46,11 @@ def as_set(found: Iterable[PortSegment]) -> set[tuple[object, ...]]:
     return {(segment.listen, segment.protocol, segment.ports, frozenset(segment.forwards)) for segment in found}
 
 
+@given(some_forwards())
+def test_a_forward_says_where_it_is_as_its_claim_and_destination_do(item: Forward) -> None:
+    assert (item.listens_at(), item.leads_to()) == (str(item.claim), str(item.destination))
+
+
 @given(st.lists(st.frozensets(some_forwards(), max_size=10), max_size=6))
 def test_segments_that_are_kept_are_those_that_would_be_cut_anew(states: list[frozenset[Forward]]) -> None:
     index, kept, before = SegmentIndex(), set[tuple[object, ...]](), frozenset[Forward]()
