@@ -26,19 +26,9 @@ from iptc.xtables import NFPROTO_IPV4, XTablesError, xt_option_entry, xtables
 from fwdaemon.core.bans import Judge, Kind, place
 from fwdaemon.core.bans import Rule as ForeignRule
 from fwdaemon.core.types import Family
-from fwdaemon.legacy import info
+from fwdaemon.legacy import info, model
 from fwdaemon.legacy.info import Entry, decode
-from fwdaemon.legacy.model import (
-    COMMENT,
-    OWN_CHAINS,
-    SET_MATCH,
-    Head,
-    ObservedTable,
-    Rule,
-    TableName,
-    is_own,
-    is_written,
-)
+from fwdaemon.legacy.model import COMMENT, OWN_CHAINS, SET_MATCH, Head, ObservedTable, Rule, TableName, is_own
 
 # What a helper cannot do; each text is for the daemon, which makes it a `KernelError`.
 
@@ -293,8 +283,8 @@ class OpenTable:
         found = info.chain_names(self._family, self._name) if self._name is TableName.MANGLE else frozenset()
         names = sorted(OWN_CHAINS.union(filter(is_own, found)))
         chains = {name: tuple(self.entries(name)) for name in names if self.has(name)}
-        written = ((name, entry) for name, entries in chains.items() for entry in entries if is_written(entry.comment))
-        ours = OWN_CHAINS.union(*((name, entry.target) for name, entry in written))
+        rules = ((name, entry) for name, entries in chains.items() for entry in entries)
+        ours = OWN_CHAINS.union(*((name, entry.target) for name, entry in rules if model.is_written(entry.comment)))
         return {name: entries for name, entries in chains.items() if name in ours}
 
     def _references(self, chain: str) -> int:
