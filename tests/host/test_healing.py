@@ -290,8 +290,8 @@ def test_a_held_lock_is_told_and_holds_up_neither_the_status_nor_the_end(scene: 
         scene.web.stop()
         daemon.wait_log("^error: another program has held /run/xtables.lock for more than .*; trying again")
         wait_until(lambda: "it is to be removed; the last pass failed" in status(scene.host), "the status tells it")
-        exposures = json.loads(scene.host.portfwd("status", "--json", check=False).stdout)["exposures"]
-        assert [(row["state"], row["reason_kinds"]) for row in exposures] == [("active", ["not-removed"])] * 2
+        openings = json.loads(scene.host.portfwd("status", "--json", check=False).stdout)["openings"]
+        assert [(row["state"], row["reason_kinds"]) for row in openings] == [("active", ["not-removed"])] * 2
     daemon.wait_log("^removed web: ")
     scene.web.start()
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
