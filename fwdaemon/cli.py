@@ -26,7 +26,14 @@ _CONFIG_REFUSED = 78
 _INTERRUPTED = 130
 
 # Commands of one subject share a module.
-_SHARED = {"open": "reload", "close": "reload", "confirm": "reload", "rules": "plan", "flush": "run"}
+_SHARED = {
+    "open": "reload",
+    "close": "reload",
+    "confirm": "reload",
+    "rules": "plan",
+    "flush": "run",
+    "explain": "answer",
+}
 _LAST_PORT = 65535
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _PORTS = {
@@ -63,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code; wrong usage exits with 2."""
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names are anybody's text, and may hold what this terminal's encoding has no bytes for.
+        # Names are any text, and may hold what this terminal's encoding has no bytes for.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code: int = import_module(_module(options.command)).run(options)
@@ -187,5 +194,5 @@ def _add_changing(name: str, command: argparse.ArgumentParser) -> None:
             action="append",
             default=[],
             metavar="SOURCE",
-            help="an address or network that may connect; may be given again; default: everybody",
+            help="an address or network that may connect; may be given again; default: all",
         )

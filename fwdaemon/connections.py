@@ -19,7 +19,8 @@ from fwdaemon.core.types import Address, Family, Job, Protocol
 from fwdaemon.errors import PortfwdError
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.conntrack_listing import Entry
-from fwdaemon.kernel.process import Beside, new_budgets
+from fwdaemon.kernel.memory import Beside
+from fwdaemon.kernel.process import new_budgets
 from fwdaemon.netfilter import Rules
 from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, turned
 from fwdaemon.triggers import Budgets, Origin
@@ -181,7 +182,7 @@ class Sweep:
 
     @property
     def guests(self) -> frozenset[Address] | None:
-        """Whose connections are to be looked at; `None` is everybody's."""
+        """Whose connections are to be looked at; `None` stands for all."""
         if self.removed is None or self.fewer_uplinks:
             return None
         guests = frozenset(exposure.guest for exposure in self.removed)
@@ -272,7 +273,7 @@ class Sweeper:
                 with ARREARS.during(Job.CONNECTIONS), self._budgets.charged(sweep.origin, time.thread_time):
                     self._do(sweep)
                 self._thread.done()
-            except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
+            except (PortfwdError, OSError) as error:  # no descriptor is available, either
                 self._put_back(sweep, error)
                 return self._failed(sweep.origin)
             except Exception:  # noqa: BLE001  a mistake in one sweep is no reason to leave out the next

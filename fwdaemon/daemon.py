@@ -19,7 +19,6 @@ from typing import TypeAlias
 from fwdaemon import config as configuration
 from fwdaemon.audit import lines
 from fwdaemon.audit.throttle import WarnOnce
-from fwdaemon.config import Loaded
 from fwdaemon.config.model import Config, OnStop
 from fwdaemon.connections import Conntrack
 from fwdaemon.control.listener import SOCKET
@@ -71,7 +70,7 @@ class Parts:
     conflicts: Callable[[RequestPass], Conflicts]
     routes: Callable[[RulesChanged], Monitor]
     sources: Callable[[Config, Trigger], Sources]
-    read: Callable[[Path, Config], Loaded] = configuration.load_guarded
+    read: Callable[[Path, Config], configuration.Loaded] = configuration.load_guarded
     socket: Path = SOCKET
     state: Path = STATE
     directory: Path = DIRECTORY
@@ -205,7 +204,7 @@ class Daemon:
             with self._pulse.watchdog.bounded("a comparison with the kernel"):
                 answered_at = began if all(link.connected for link in self._connections()) else None
                 changed = await self._worker.submit(lambda: self._reconciled(inventory, triggers, answered_at))
-        except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
+        except (PortfwdError, OSError) as error:  # no descriptor is available, either
             if isinstance(error, HangingError):  # it has taken long enough
                 self._retry.settle()
             # A program that hangs may be held up in one step now and in another then.
@@ -263,7 +262,7 @@ class Daemon:
         self._first_pass.set()
         self._reloaded, self._failure = False, ""
         self._retry.settle()
-        self._pause = min(2 * self._pause, self._pauses.passes_at_most) if changed else self._pauses.passes
+        self._pause = self._pauses.after(self._pause, triggers.origin, changed=changed)
         if changed:
             self._trigger_queue.verify(triggers.origin)
         for due in (self._reconciler.next_pass_at, self._placer.ends, self._fleet.claims.due):
@@ -302,7 +301,7 @@ class Daemon:
         self._reloads.begin()
         self._reading.begin()
 
-    async def _take_in(self, reading: asyncio.Future[Loaded]) -> None:
+    async def _take_in(self, reading: asyncio.Future[configuration.Loaded]) -> None:
         """Put what was read in force, between two passes; a wrong one changes nothing."""
         self._reloads.read()
         try:
@@ -311,7 +310,7 @@ class Daemon:
             lines.configuration_refused(error.problems)
             self._records.configuration_refused(error.problems)
             self._reloads.refused(error.problems)
-        except (PortfwdError, OSError) as error:  # no thread or descriptor is to be had
+        except (PortfwdError, OSError) as error:  # no thread or descriptor is available
             self._unread.warn(f"the configuration is not read yet: {error}; trying again")
             self._reloads.pass_ended(str(error))
             self._loop.call_later(self._rereading.next(), self._trigger_queue.reload)
@@ -325,7 +324,7 @@ class Daemon:
                 await self._put_in_force(loaded)
         self._pulse.ready()
 
-    async def _put_in_force(self, loaded: Loaded, why: ReasonKind = ReasonKind.CONFIGURATION) -> None:
+    async def _put_in_force(self, loaded: configuration.Loaded, why: ReasonKind = ReasonKind.CONFIGURATION) -> None:
         config, libvirt = loaded.config, self._standing.config.daemon.libvirt
         self._standing.put(loaded)
         self._sets.configure(config, loaded.lists)
@@ -346,14 +345,14 @@ class Daemon:
         if (before := self._standing.confirmation.roll_back()) is not None:
             self._reading.disown(self._path)
             lines.rolled_back(self._path)
-            before = Loaded(without_what_is_missing(before.config), before.sources, before.lists)
+            before = configuration.Loaded(without_what_is_missing(before.config), before.sources, before.lists)
             await self._put_in_force(before, ReasonKind.UNCONFIRMED)
 
     def _unavailable(self) -> Unavailable:
         known = self._reconciler.report, self._inventories.latest
         return self._standing.unavailable(*known, self._placer.ports, self._parts.occupied)
 
-    def _read(self) -> Loaded:
+    def _read(self) -> configuration.Loaded:
         """Read the configuration, in a thread of its own."""
         loaded = self._parts.read(self._path, self._sets.applied(self._standing.config))
         satisfied(loaded.config)

@@ -6,13 +6,15 @@ They share one base, so that the command line can turn each into one line on sta
 import errno
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 _NO_LABELS = (
     "our connections need a label: load the kernel's module xt_connlabel, or boot a kernel that has"
     " CONFIG_NF_CONNTRACK_LABELS and CONFIG_NETFILTER_XT_MATCH_CONNLABEL"
 )
 
+# What it may raise to take JSON for more than it is: other members, other types, and numbers that are infinite.
+STRANGE: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _SHORT = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -61,7 +63,7 @@ def shortage(error: BaseException) -> str | None:
 
 
 def ends_the_pass(error: ProcessError) -> bool:
-    """Whether a program hung, or none was to be had: what it would have listed may be there all the same."""
+    """Whether a program hung, or none was available: what it would have listed may be there all the same."""
     return isinstance(error, HangingError) or shortage(error) is not None
 
 

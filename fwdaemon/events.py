@@ -24,8 +24,9 @@ from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
 from fwdaemon.hostnet.public_addresses import with_lent
 from fwdaemon.hypervisor.connection import LibvirtConnection
-from fwdaemon.hypervisor.guest_addresses import DNSMASQ_DIRECTORY, AgentConnection, AgentRounds, LeaseWatch
+from fwdaemon.hypervisor.guest_addresses import AgentConnection, AgentRounds, LeaseWatch
 from fwdaemon.hypervisor.link import ConnectionState, EventGuard, EventLoop, LibvirtLink
+from fwdaemon.hypervisor.networks import DNSMASQ_DIRECTORY
 from fwdaemon.kernel import probes
 from fwdaemon.kernel.host_watch import NetlinkWatch, UplinkWatch
 from fwdaemon.kernel.listeners import with_occupied
@@ -66,7 +67,7 @@ class Surroundings:
     """What is another in tests: what makes a link, where DHCP servers' files are, where what was learned is kept.
 
     An address that was put back is looked at again after `verify` seconds: where two changes come at once, the kernel
-    may tell of the second only, twice.
+    may report the second only, twice.
     """
 
     link: Callable[[str, Trigger], LibvirtLink] = _linked
@@ -130,9 +131,10 @@ class InventoryKeeper:
         for each time libvirt freezes. Call it again only after it returned.
 
         Raises:
-            KernelError: the kernel did not tell its addresses.
+            KernelError: the kernel did not give its addresses.
 
         """
+        self._leases.news.inventory_begins()
         answers = await asyncio.gather(*(link.observe() for link in self._links))
         observations = [answer for answer in answers if answer is not None]
         if len(observations) < len(self._links):
@@ -159,7 +161,7 @@ class InventoryKeeper:
             link.invalidate()
 
     def connections(self) -> tuple[ConnectionState, ...]:
-        """Tell how each connection is, in the order of the URIs."""
+        """Say how each connection is, in the order of the URIs."""
         return tuple(link.state for link in self._links)
 
     @property
@@ -241,7 +243,7 @@ class Sources(Protocol):
         ...
 
     def connections(self) -> tuple[ConnectionState, ...]:
-        """Tell how each connection is."""
+        """Say how each connection is."""
         ...
 
     async def close(self) -> None:
@@ -306,7 +308,7 @@ class Inventories:
                 self.latest = await self.sources.refresh() or self.latest
             self.missed = ""
             self._backoff.settle()
-        except (PortfwdError, OSError, RuntimeError) as error:  # no thread or no descriptor is to be had, either
+        except (PortfwdError, OSError, RuntimeError) as error:  # no thread or descriptor is available, either
             self._later(shortage(error) or str(error))
         finally:
             self._refreshing = None
@@ -329,7 +331,7 @@ async def take_inventory(uris: Sequence[str], patience: float = _ONCE_S) -> Inve
 
     Raises:
         LibvirtUnavailableError: one of the URIs did not answer.
-        KernelError: the kernel did not tell its addresses.
+        KernelError: the kernel did not give its addresses.
 
     """
     event_loop, worker = EventLoop(), Worker("inventory", Job.INVENTORY)

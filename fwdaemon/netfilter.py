@@ -71,7 +71,7 @@ class Rules(Protocol):
         ...
 
     def preview(self, desired: Desired) -> ApplyResult:
-        """Tell what `apply` would find and do now, touching nothing; `script` holds all of it as native text.
+        """Say what `apply` would find and do now, touching nothing; `script` holds all of it as native text.
 
         Raises:
             PortfwdError: what the kernel holds cannot be read.
@@ -140,7 +140,7 @@ class Backend(Rules, Protocol):
         ...
 
     def preview_gates(self, desired: Desired) -> ApplyResult:
-        """Tell what `apply_gates` and `leave` would do now; see `preview`."""
+        """Say what `apply_gates` and `leave` would do now; see `preview`."""
         ...
 
     def monitor(self, changed: RulesChanged) -> Monitor:
@@ -164,7 +164,7 @@ class Backend(Rules, Protocol):
         ...
 
     def libvirt(self, family: Family = Family.IPV4) -> Presence:
-        """Tell whether libvirt has its rules of a family here."""
+        """Whether libvirt has its rules of a family here."""
         ...
 
 
@@ -317,7 +317,7 @@ class Netfilter:
         return (backend for backend in self._backends if backend is not here)
 
     def _chosen(self, *, full: bool, stamps: list[Stamp] | None = None) -> Chosen:
-        """Tell where rules belong; `stamps` were taken before anything was changed."""
+        """Say where rules belong; `stamps` were taken before anything was changed."""
         if self.choice is BackendChoice.AUTO:
             return self._locator.locate(self._location, stamps or self._locator.stamps(), full=full)
         named = {backend.name: backend for backend in self._backends}

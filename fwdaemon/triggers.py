@@ -6,7 +6,7 @@ whether or not an inventory finds something new: a guest that shows another addr
 find something. Users who may define domains can flood too: what follows from libvirt's events about domains and
 networks has a larger budget of its own, and to receive them has another. What the administrator asks of the daemon
 itself is never charged, and never waits; nor does a wipe. During such a flood the administrator's own `virsh` commands
-wait like those of other users: libvirt does not tell whose a change is.
+wait like those of other users: libvirt does not say whose a change is.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class Origin(IntEnum):
 
 
 def origin(reason: Reason) -> Origin:
-    """Tell who can make this happen at will."""
+    """Say who can make this happen at will."""
     if reason.by_guest or reason.kind in _PROVOKED:
         return Origin.GUESTS
     return Origin.USERS if reason.kind in _BY_USERS else Origin.OTHERS
@@ -159,6 +159,10 @@ class Pauses:
     ready: float = 5.0
     patience: float = 5.0
     reading: float = 10.0
+
+    def after(self, before: float, cause: Origin, *, changed: bool) -> float:
+        """Give the pause after a pass; what guests and users change is held back by their budgets."""
+        return min(2 * before, self.passes_at_most) if changed and cause is Origin.OTHERS else self.passes
 
 
 class Lull:

@@ -80,7 +80,7 @@ def budget_of(config: pytest.Config) -> float | None:
 
 
 def time_lines(spent: Mapping[str, float], whole: float, budget: float) -> list[str]:
-    """Tell what directories and the dearest files took, in seconds of all workers, and the whole run of the clock."""
+    """Say what directories and the dearest files took, in seconds of all workers, and the whole run of the clock."""
     rooms: defaultdict[str, float] = defaultdict(float)
     for file, seconds in spent.items():
         rooms[file.rpartition("/")[0]] += seconds

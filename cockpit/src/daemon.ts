@@ -54,7 +54,14 @@ export function useDaemon(): Daemon {
 
         function follow() {
             watching?.close();
-            watching = watch(() => void ask(), lost);
+            // The first answer only says that it begins; the status that follows is asked for without waiting for it.
+            let isBegun = false;
+            watching = watch(() => {
+                if (isBegun)
+                    void ask();
+                isBegun = true;
+            }, lost);
+            void ask();
         }
 
         follow();

@@ -68,6 +68,11 @@ function json(written: string): Value | undefined {
     return ["string", "number", "boolean"].includes(typeof value) ? value as Value : undefined;
 }
 
+// Gives the lines of an entry.
+export function linesOf(text: string | null, entry: Entry): string[] {
+    return (text ?? "").split("\n").slice(entry.start - 1, entry.end - 1);
+}
+
 // Writes an entry: each key on a line of its own, and each item of an array, so that a problem's line leads to its field.
 export function written(kind: Kind, keys: Keys): string[] {
     const lines = [`[[${kind}]]`];

@@ -1,5 +1,5 @@
 // One connection, followed through the host: the steps as a list, and what to do where it fails.
-import { useEffect, useState } from "react";
+import { useEffect, useRef, useState } from "react";
 import type { FormEvent } from "react";
 import {
     Alert, Button, Form, FormGroup, Grid, GridItem, Modal, ModalBody, ModalFooter, ModalHeader, TextInput,
@@ -9,6 +9,7 @@ import ExclamationCircleIcon from "@patternfly/react-icons/dist/esm/icons/exclam
 import QuestionCircleIcon from "@patternfly/react-icons/dist/esm/icons/question-circle-icon";
 import { call } from "./varlink";
 import { connectionTo, shown } from "./text";
+import { English, causeText, isEnglish, stepText } from "./words";
 import type { Explanation, Opening, Step } from "./types";
 
 const _ = cockpit.gettext;
@@ -52,7 +53,7 @@ export function ExplainDialog({ opening, onClose }: { opening: Opening | null; o
                     </Grid>
                 </Form>
                 <div aria-live="polite">
-                    {failure && <Alert isInline variant="danger" title={shown(failure)} />}
+                    {failure && <Alert isInline variant="danger" title={<English text={failure} />} />}
                     {found && <Answer found={found} />}
                 </div>
             </ModalBody>
@@ -67,11 +68,23 @@ export function ExplainDialog({ opening, onClose }: { opening: Opening | null; o
 function Answer({ found }: { found: Explanation }) {
     return (
         <>
-            <h2 className="answer">{shown(found.connection)}</h2>
+            <h2 className="answer"><English text={found.connection} /></h2>
             <ol className="steps">{found.steps.map((step, index) => <OneStep key={index} step={step} />)}</ol>
-            <Alert isInline variant={found.works ? "success" : "danger"} title={<Sentence text={found.sentence} />} />
+            <Verdict found={found} />
         </>
     );
+}
+
+// What to do, or that it works: the daemon's sentence, below one in the language of the session.
+function Verdict({ found }: { found: Explanation }) {
+    const isDoubtful = found.steps.some(step => step.state === "unknown");
+    const fine = isEnglish ? "" : isDoubtful ? _("As far as this host can tell, it works.") : _("It works.");
+    const title = found.works ? fine : causeText(found.cause);
+    const sentence = <English text={found.sentence} />;
+    // What helps is not to be scrolled to.
+    const place = useRef<HTMLDivElement>(null);
+    useEffect(() => { place.current?.scrollIntoView({ block: "nearest" }) }, [found]);
+    return <div ref={place}><Alert isInline variant={found.works ? "success" : "danger"} title={title || sentence}>{title && sentence}</Alert></div>;
 }
 
 function OneStep({ step }: { step: Step }) {
@@ -84,14 +97,9 @@ function OneStep({ step }: { step: Step }) {
         <li className={step.state}>
             <Icon color={`var(--pf-t--global--icon--color--status--${colour}--default)`} aria-label={word} role="img" />
             <div>
-                <strong>{step.step}</strong> {shown(step.text)}
+                <strong>{stepText(step.step)}</strong><English text={step.text} />
                 {step.state === "no" && step.chain?.rule && <div><code>{shown(step.chain.rule.text)}</code></div>}
             </div>
         </li>
     );
-}
-
-// A sentence in which commands stand in backquotes.
-function Sentence({ text }: { text: string }) {
-    return <>{shown(text).split("`").map((part, index) => index % 2 ? <code key={index}>{part}</code> : part)}</>;
 }

@@ -6,8 +6,9 @@ import {
     DescriptionListTerm, StackItem,
 } from "@patternfly/react-core";
 import { call } from "./varlink";
-import { moment, shown } from "./text";
+import { moment } from "./text";
 import type { Status } from "./types";
+import { English } from "./words";
 
 const _ = cockpit.gettext;
 
@@ -19,19 +20,19 @@ export function Health({ status, isAdmin, onDone }: { status: Status; isAdmin: b
             <StackItem><Card component="section" isCompact aria-label={_("Health")}>
                 <CardBody>
                     <DescriptionList columnModifier={{ default: "1Col", md: "2Col", xl: "3Col" }} isCompact>
-                        <Item term={_("Rules")}>{backend ? `${where(backend.name)}: ${backend.reason}` : _("not known yet")}</Item>
-                        <Item term="libvirt">{libvirt.map(each => <div key={each.uri}>{each.uri}: {each.connected ? _("connected") : shown(each.last_error ?? _("not connected"))}</div>)}</Item>
+                        <Item term={_("Rules")}>{backend ? <>{where(backend.name)}: <English text={backend.reason} /></> : _("not known yet")}</Item>
+                        <Item term="libvirt">{libvirt.map(each => <div key={each.uri}>{each.uri}: {each.connected ? _("connected") : each.last_error ? <English text={each.last_error} /> : _("not connected")}</div>)}</Item>
                         <Item term={_("Last removed by others")}>
-                            {last ? cockpit.format(_("$0: $1 ($2)"), moment(last.at), more(last), shown(last.cause)) : _("nothing since the start")}
+                            {last ? <>{moment(last.at)}: <English text={last.what} />{others(last)} (<English text={last.cause} />)</> : _("nothing since the start")}
                         </Item>
                     </DescriptionList>
                 </CardBody>
             </Card></StackItem>
             {libvirt.some(each => !each.connected) && <StackItem><Alert isInline variant="warning" title={_("libvirt does not answer")}>{_("What is open stays open; guests that start or stop meanwhile are not followed.")}</Alert></StackItem>}
-            {status.last_look?.error && <StackItem><Alert isInline variant="danger" title={_("The kernel did not take the rules")}>{shown(status.last_look.error)}</Alert></StackItem>}
+            {status.last_look?.error && <StackItem><Alert isInline variant="danger" title={_("The kernel did not take the rules")}><English text={status.last_look.error} /></Alert></StackItem>}
             {configuration.refused_problems.length > 0 &&
                 <StackItem><Alert isInline variant="danger" title={_("The configuration on the disk is wrong; the one before stays in force")}>
-                    <ul>{configuration.refused_problems.slice(0, 10).map((problem, index) => <li key={index} className="break">{`${problem.file}:${problem.line}: ${shown(problem.text)}`}</li>)}</ul>
+                    <ul>{configuration.refused_problems.slice(0, 10).map((problem, index) => <li key={index} className="break">{problem.file}:{problem.line}: <English text={problem.text} /></li>)}</ul>
                 </Alert></StackItem>}
             {configuration.confirm_by && <StackItem><Confirm by={configuration.confirm_by} isAdmin={isAdmin} onDone={onDone} /></StackItem>}
             {status.problems.length > 0 && <StackItem><Problems problems={status.problems} /></StackItem>}
@@ -42,8 +43,8 @@ export function Health({ status, isAdmin, onDone }: { status: Status; isAdmin: b
 function Problems({ problems }: { problems: string[] }) {
     const title = cockpit.format(cockpit.ngettext("$0 problem on this host", "$0 problems on this host", problems.length), problems.length);
     return (
-        <Alert isInline isExpandable={problems.length > 1} variant="warning" title={problems.length > 1 ? title : shown(problems[0] ?? "")}>
-            {problems.length > 1 && <ul>{problems.map((text, index) => <li key={index} className="break">{shown(text)}</li>)}</ul>}
+        <Alert isInline isExpandable={problems.length > 1} variant="warning" title={problems.length > 1 ? title : <English text={problems[0] ?? ""} />}>
+            {problems.length > 1 && <ul>{problems.map((text, index) => <li key={index} className="break"><English text={text} /></li>)}</ul>}
         </Alert>
     );
 }
@@ -55,7 +56,7 @@ function Confirm({ by, isAdmin, onDone }: { by: string; isAdmin: boolean; onDone
     };
     return (
         <Alert isInline variant="warning" title={cockpit.format(_("Unless it is confirmed, the configuration before comes back: $0"), moment(by))}
-               actionLinks={isAdmin && <AlertActionLink onClick={keep}>{_("Keep this configuration")}</AlertActionLink>}>{failure}</Alert>
+               actionLinks={isAdmin && <AlertActionLink onClick={keep}>{_("Keep this configuration")}</AlertActionLink>}>{failure && <English text={failure} />}</Alert>
     );
 }
 
@@ -72,6 +73,6 @@ function where(backend: string): string {
     return backend === "nftables" ? _("in nftables") : _("in the legacy iptables tables");
 }
 
-function more({ what, more: others }: { what: string; more: number }): string {
-    return others ? cockpit.format(cockpit.ngettext("$0 and $1 more", "$0 and $1 more", others), shown(what), others) : shown(what);
+function others({ more }: { more: number }): string {
+    return more ? ` ${cockpit.format(cockpit.ngettext("and $0 more", "and $0 more", more), more)}` : "";
 }

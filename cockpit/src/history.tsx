@@ -3,6 +3,7 @@ import { useEffect, useState } from "react";
 import { Alert, Modal, ModalBody, ModalHeader, Spinner } from "@patternfly/react-core";
 import { moment, shown } from "./text";
 import type { Opening } from "./types";
+import { English } from "./words";
 
 const _ = cockpit.gettext;
 const MOST = 200;
@@ -26,7 +27,7 @@ export function HistoryDialog({ opening, onClose }: { opening: Opening; onClose:
                 {failure && <Alert isInline variant="danger" title={failure} />}
                 {!lines && !failure && <Spinner aria-label={_("Reading the journal")} />}
                 {lines?.length === 0 && _("The journal has no entries, or this user may not read them.")}
-                <ul className="log">{lines?.map((line, index) => <li key={index}><span className="subtle">{line.at}</span> {line.text}</li>)}</ul>
+                <ul className="log">{lines?.map((line, index) => <li key={index}><span className="subtle">{line.at}</span> <English text={line.text} /></li>)}</ul>
             </ModalBody>
         </Modal>
     );
@@ -35,5 +36,5 @@ export function HistoryDialog({ opening, onClose }: { opening: Opening; onClose:
 function read(line: string): Line {
     const entry = JSON.parse(line) as { MESSAGE: string | number[] | null; __REALTIME_TIMESTAMP: string };
     const text = Array.isArray(entry.MESSAGE) ? new TextDecoder().decode(new Uint8Array(entry.MESSAGE)) : entry.MESSAGE ?? "";
-    return { at: moment(new Date(Number(entry.__REALTIME_TIMESTAMP) / 1000).toISOString()), text: shown(text) };
+    return { at: moment(new Date(Number(entry.__REALTIME_TIMESTAMP) / 1000).toISOString()), text };
 }

@@ -10,11 +10,12 @@ import CheckCircleIcon from "@patternfly/react-icons/dist/esm/icons/check-circle
 import ClockIcon from "@patternfly/react-icons/dist/esm/icons/clock-icon";
 import ExclamationCircleIcon from "@patternfly/react-icons/dist/esm/icons/exclamation-circle-icon";
 import HourglassIcon from "@patternfly/react-icons/dist/esm/icons/hourglass-half-icon";
-import { isOwn } from "./entry";
+import { isOwn } from "./fields";
 import { Nothing } from "./page";
 import type { Action } from "./page";
 import { connectionTo, remaining, shown, stateText } from "./text";
 import type { Opening } from "./types";
+import { Reason } from "./words";
 
 const _ = cockpit.gettext;
 
@@ -101,16 +102,22 @@ const Row = memo(function Row({ opening, isAdmin, main, onAct }: Acting & { open
             </Td>
             <Td dataLabel={_("State")}>
                 <div><State state={opening.state} /></div>
-                {opening.reason && <div className="reason">{shown(opening.reason)}</div>}
+                {opening.reason && <Reason reason={opening.reason} kinds={opening.reason_kinds} />}
+                {opening.state !== "active" && connectionTo(opening) && <Button variant="link" isInline size="sm" onClick={() => onAct("explain", opening)}>{_("What helps?")}</Button>}
             </Td>
             <Td dataLabel={_("Listens on")}><span className="address">{opening.listens}</span></Td>
-            <Td dataLabel={_("Leads to")}><span className="address">{opening.leads_to ?? "–"}</span></Td>
-            <Td dataLabel={_("Connections")}>{opening.connections ?? "–"}</Td>
-            <Td dataLabel={_("Open now")}>{openNow(opening)}</Td>
+            <Td dataLabel={_("Leads to")} className={shownIf(opening.leads_to)}><span className="address">{opening.leads_to ?? "–"}</span></Td>
+            <Td dataLabel={_("Connections")} className={shownIf(opening.connections)}>{opening.connections ?? "–"}</Td>
+            <Td dataLabel={_("Open now")} className={`figure ${shownIf(opening.open_connections)}`}>{openNow(opening)}</Td>
             <Td isActionCell><ActionsColumn items={actions(opening, main, isAdmin, onAct)} /></Td>
         </Tr>
     );
 }, (before, after) => before.isAdmin === after.isAdmin && JSON.stringify(before.opening) === JSON.stringify(after.opening));
+
+// Names what a narrow page leaves out.
+function shownIf(figure: unknown): string {
+    return figure === null ? "none" : "";
+}
 
 function openNow({ open_connections, open_bytes }: Opening): string {
     if (!open_connections)

@@ -1,5 +1,5 @@
 // The page as a whole: what to do where there is no daemon, or its health above what it keeps open.
-import { useState } from "react";
+import { useEffect, useState } from "react";
 import {
     Alert, AlertActionCloseButton, AlertGroup, Bullseye, Button, EmptyState, EmptyStateActions, EmptyStateBody,
     EmptyStateFooter, Page as Frame, PageSection, Spinner, Stack, StackItem,
@@ -7,7 +7,8 @@ import {
 import PlusCircleIcon from "@patternfly/react-icons/dist/esm/icons/plus-circle-icon";
 import PluggedIcon from "@patternfly/react-icons/dist/esm/icons/unplugged-icon";
 import LockIcon from "@patternfly/react-icons/dist/esm/icons/lock-icon";
-import { CloseDialog, EntryDialog, RemoveDialog } from "./entry";
+import { CloseDialog, RemoveDialog } from "./ending";
+import { EntryDialog } from "./entry";
 import { ExplainDialog } from "./explain";
 import { Health } from "./health";
 import { HistoryDialog } from "./history";
@@ -65,6 +66,14 @@ function Waiting() {
 // Why there is no status, and what helps.
 function Away({ problem, isAdmin }: { problem: string; isAdmin: boolean }) {
     const [failure, setFailure] = useState("");
+    const [isActive, setIsActive] = useState(false);
+    // It runs where only its socket was removed, which it makes again.
+    useEffect(() => {
+        const ask = () => void cockpit.spawn(["systemctl", "is-active", "kvm-portfwd.service"], { err: "ignore" }).then(() => setIsActive(true), () => setIsActive(false));
+        ask();
+        const asking = window.setInterval(ask, 3000);
+        return () => window.clearInterval(asking);
+    }, []);
     if (problem === "access-denied" || problem === "PermissionDenied")
         return (
             <EmptyState titleText={_("You may not see the port forwards")} headingLevel="h1" icon={LockIcon} variant="lg">
@@ -79,14 +88,17 @@ function Away({ problem, isAdmin }: { problem: string; isAdmin: boolean }) {
     return (
         <EmptyState titleText={_("The daemon kvm-portfwd does not answer")} headingLevel="h1" icon={PluggedIcon} variant="lg">
             <EmptyStateBody>
-                {_("Its rules stay in the kernel, but nothing follows the guests. This page continues by itself once it runs.")}
+                {isActive
+                    ? _("It runs, but cannot be reached at its socket, which it makes again by itself. This page continues then.")
+                    : _("Its rules stay in the kernel, but nothing follows the guests. This page continues by itself once it runs.")}
                 {failure && <Alert isInline variant="danger" title={failure} />}
             </EmptyStateBody>
-            <EmptyStateFooter>
-                <EmptyStateActions>
-                    <Button onClick={start} isDisabled={!isAdmin}>{_("Start the service")}</Button>
-                </EmptyStateActions>
-            </EmptyStateFooter>
+            {!isActive &&
+                <EmptyStateFooter>
+                    <EmptyStateActions>
+                        <Button onClick={start} isDisabled={!isAdmin}>{_("Start the service")}</Button>
+                    </EmptyStateActions>
+                </EmptyStateFooter>}
         </EmptyState>
     );
 }

@@ -7,6 +7,7 @@ export interface Opening {
     owner_kind: "domain" | "network";
     state: "active" | "waiting" | "refused";
     reason: string | null;
+    reason_kinds: string[];
     listens: string;
     leads_to: string | null;
     kind: "forward" | "nat" | "route";
@@ -49,12 +50,14 @@ export interface Step {
     step: string;
     state: "ok" | "no" | "unknown";
     text: string;
+    cause: string | null;
     chain: { owner: string; rule: { chain: string; text: string } | null } | null;
 }
 
 export interface Explanation {
     connection: string;
     works: boolean;
+    cause: string | null;
     sentence: string;
     steps: Step[];
 }

@@ -4,6 +4,9 @@
 const SOCKET = "/run/kvm-portfwd/control.sock";
 const INTERFACE = "kvm.portfwd.Manager";
 
+// How the bridge of Cockpit 337 says EACCES, in every language; its word for the problem is "terminated".
+const IS_FORBIDDEN = /^\[Errno 13\]/;
+
 export class CallError extends Error {
     // `kind` is the short name of the error, or Cockpit's word for why the channel closed.
     constructor(readonly kind: string, readonly parameters: Record<string, unknown> = {}) {
@@ -28,20 +31,21 @@ interface Conversation {
 
 function open(method: string, parameters: unknown, more: boolean, heard: (reply: Reply) => void, ended: (problem: string) => void): Conversation {
     const channel = cockpit.channel({ payload: "stream", unix: SOCKET, binary: true, superuser: "try" });
-    let rest = new Uint8Array(0);
+    // The status of many forwards comes in a hundred pieces.
+    let decoder = new TextDecoder();
+    let pieces: string[] = [];
     channel.addEventListener("message", (_event, data) => {
-        const all = new Uint8Array(rest.length + data.length);
-        all.set(rest);
-        all.set(data, rest.length);
         let start = 0;
-        for (let end = all.indexOf(0, rest.length); end >= 0; end = all.indexOf(0, start)) {
-            const text = new TextDecoder().decode(all.subarray(start, end));
+        for (let end = data.indexOf(0); end >= 0; end = data.indexOf(0, start)) {
+            const text = pieces.join("") + decoder.decode(data.subarray(start, end));
             start = end + 1;
+            decoder = new TextDecoder();
+            pieces = [];
             heard(JSON.parse(text) as Reply);
         }
-        rest = all.slice(start);
+        pieces.push(decoder.decode(data.subarray(start), { stream: true }));
     });
-    channel.addEventListener("close", (_event, options) => ended(options.problem ?? "disconnected"));
+    channel.addEventListener("close", (_event, { problem = "disconnected", message = "" }) => ended(IS_FORBIDDEN.test(message) ? "access-denied" : problem));
     const call = JSON.stringify({ method: `${INTERFACE}.${method}`, parameters, more });
     channel.send(new TextEncoder().encode(`${call}\0`));
     return channel;

@@ -1,7 +1,7 @@
 // How the page changes its drop-in: what it does not change stays, byte for byte.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { changed, entries, entryAt, fieldAt, written } from "../node_modules/.tested/dropin.mjs";
+import { changed, entries, entryAt, fieldAt, linesOf, written } from "../node_modules/.tested/dropin.mjs";
 
 const BY_HAND = `# mine
 [[forward]]
@@ -54,6 +54,11 @@ test("an entry about another guest than the one that was there is not taken for 
     assert.equal(entryAt(BY_HAND, 7, "nat", "game"), null);
     assert.equal(entryAt(BY_HAND, 99, "forward", "game"), null);
     assert.equal(entryAt(null, 1, "forward", "game"), null);
+});
+
+test("the lines of an entry are those that go with it", () => {
+    const [, game] = entries(BY_HAND);
+    assert.deepEqual(linesOf(BY_HAND, game), ["[[forward]]", 'domain = "game"', "ports = [", '    "27015/udp",', "]"]);
 });
 
 test("a name of a guest cannot end its string, or begin another entry", () => {

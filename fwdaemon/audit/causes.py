@@ -272,7 +272,7 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
 
 @lru_cache(maxsize=64)  # thousands of forwards may change for one
 def format_cause(cause: Cause) -> str:
-    """Tell the first facts, a new configuration ahead of all; after a burst the rest would not help a reader."""
+    """Give the first facts, a new configuration ahead of all; after a burst the rest would not help a reader."""
     facts = sorted(cause.facts, key=lambda fact: fact.kind not in _OF_CONFIGURATION)
     if not facts:
         return _NOTHING_KNOWN

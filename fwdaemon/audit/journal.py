@@ -214,7 +214,7 @@ class QueueHandler(logging.Handler):
     def _begin(self) -> None:
         # A daemon thread: a write that hangs must not keep this program from ending.
         thread = Thread(target=self._run, name="log", daemon=True)
-        with suppress(RuntimeError):  # no thread is to be had now: the next line tries again
+        with suppress(RuntimeError):  # no thread is available now: the next line tries again
             thread.start()
             self._thread = thread
 
@@ -345,7 +345,7 @@ class StreamFormatter(logging.Formatter):
 
 
 def _leads_to_journal(stream: TextIO) -> bool:
-    """Tell whether systemd connected the stream to the journal: it names its device and inode (systemd.exec(5))."""
+    """Whether systemd connected the stream to the journal: it names its device and inode (systemd.exec(5))."""
     try:
         status = os.fstat(stream.fileno())
     except OSError:

@@ -35,7 +35,7 @@ from fwdaemon.errors import Problem
 # The audit: one line for each change, which a person can read months later.
 #
 # It says what happened (`added`, `removed`, `restored`, …), to which domain or network, from where to where, and why.
-# Names of domains and processes are anybody's text and are escaped in it. Nothing is written when nothing changed.
+# Names of domains and processes are any text and are escaped in it. Nothing is written when nothing changed.
 #
 # Each line carries the same as fields for the journal, in `record.journal`: `PORTFWD_ACTION`, `PORTFWD_DOMAIN` or
 # `PORTFWD_NETWORK`, `PORTFWD_LISTEN`, `PORTFWD_TARGET`, `PORTFWD_CAUSE`, and a `MESSAGE_ID`, by which the catalog

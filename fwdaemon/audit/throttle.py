@@ -142,7 +142,7 @@ class FlapDamping:
         self._windows: dict[_Key, _Window] = {}
 
     def admit(self, subject: Subject, action: str, cause: Cause, now: float) -> bool:
-        """Tell whether a line is to be written; otherwise it is counted. Ask for `due` first."""
+        """Whether a line is to be written; otherwise it is counted. Ask for `due` first."""
         window = self._windows.setdefault(_key(subject), _Window(now))
         if window.lines < self._lines:
             window.lines += 1
@@ -235,7 +235,7 @@ class Ration:
         self._left, self._since = most, 0.0
 
     def take(self, now: float) -> bool:
-        """Tell whether one more may be written."""
+        """Whether one more may be written."""
         self._left = min(self._most, self._left + self._each_second * (now - self._since))
         self._since = now
         if self._left < 1:

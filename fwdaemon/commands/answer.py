@@ -1,4 +1,6 @@
-"""Answers one question of the control socket in a process of its own: `… -m fwdaemon.commands.answer FILE`.
+"""What takes a look at the whole host: `kvm-portfwd explain`, and `… -m fwdaemon.commands.answer FILE`.
+
+The latter answers one question of the control socket in a process of its own.
 
 What `explain`, `check` and `plan` do lists all rules and domains of the host. That may take seconds and many megabytes,
 which the daemon has no use for afterwards; here no pass waits for it, and the memory goes back with the process.
@@ -7,33 +9,81 @@ A question is a line of JSON on standard input, a method of `kvm.portfwd.Manager
 checked; the answer is a line that holds a reply of Varlink's.
 """
 
+import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 from fwdaemon import config as configuration
 from fwdaemon.commands.check import conflicting, kept_here
-from fwdaemon.commands.explain import reply_on
 from fwdaemon.commands.plan import as_json as plan_as_json
 from fwdaemon.commands.plan import desired_now, previewed
 from fwdaemon.config.files import Draft, about_ignored
 from fwdaemon.control.protocol import CONFIGURATION_REFUSED, REFUSED
 from fwdaemon.core.inventory import Domain, Network
-from fwdaemon.errors import ConfigError, PortfwdError, Problem
+from fwdaemon.errors import ConfigError, LibvirtUnavailableError, PortfwdError, Problem
 from fwdaemon.events import take_inventory
-from fwdaemon.explain.arrival import parse_request
+from fwdaemon.explain.arrival import Request, UsageError, parse_request
+from fwdaemon.explain.gather import Kernel
+from fwdaemon.explain.guest import Libvirt
+from fwdaemon.explain.report import Report, as_json, as_object, as_text
+from fwdaemon.explain.trace import explain, refused
 from fwdaemon.fleet.claims import recorded
-from fwdaemon.fleet.table import with_kept_table
+from fwdaemon.fleet.table import as_in_force, with_kept_table
+from fwdaemon.kernel.listeners import ports_in_use
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.status.model import problem_as_json
+from fwdaemon.status.reloads import PortRecords
 from fwdaemon.status.temporary import with_temporary
 
 Parameters = Mapping[str, Any]
 Answer = dict[str, Any]
+
+_FAILED: Final = 1
+_WRONG_USAGE: Final = 2
+
+
+def run(options: argparse.Namespace) -> int:
+    """Look at everything the connection meets, and tell; nothing is changed."""
+    try:
+        request = parse_request(options.connection, options.source)
+    except UsageError as error:
+        print(f"kvm-portfwd: {error}", file=sys.stderr)
+        return _WRONG_USAGE
+    report = _report(request, options.config)
+    terminal, unicode = sys.stdout.isatty(), (sys.stdout.encoding or "").lower().startswith("utf")
+    print(as_json(report) if options.json else as_text(report, terminal=terminal, unicode=unicode))
+    return 0 if report.works else _FAILED
+
+
+def reply_on(request: Request, path: Path) -> dict[str, Any]:
+    """Look at the same, and give the reply of the method `Explain`."""
+    found = as_object(_report(request, path))
+    del found["schema_version"]
+    return found | {"steps": [{"chain": None} | step for step in found["steps"]]}
+
+
+def _report(request: Request, path: Path) -> Report:
+    kernel = Kernel(SystemRunner())
+    try:
+        config = as_in_force(path)
+    except ConfigError as error:
+        return refused(request, error, kernel)
+    libvirt = asyncio.run(_ask_libvirt(config.daemon.libvirt))
+    return explain(request, config, libvirt, kernel, str(path), before=PortRecords().before(ports_in_use))
+
+
+async def _ask_libvirt(uris: Sequence[str]) -> Libvirt:
+    """Take an inventory of all URIs."""
+    try:
+        inventory = await take_inventory(uris)
+    except LibvirtUnavailableError as error:
+        return Libvirt(None, str(error))
+    return Libvirt(inventory, homes={domain.uuid: uris[domain.rank] for domain in inventory.domains})
 
 
 def main() -> None:

@@ -107,13 +107,13 @@ def _matches(config: Config) -> Iterator[str]:
 
 
 def _warn_of_others(path: Path) -> None:
-    """Tell what others than root, and than the user whose draft it is, could change: in its place that is refused."""
+    """Say what others than root, and than the user whose draft it is, could change: in its place that is refused."""
     for problem in unguarded(read_files(path), ROOT | {os.geteuid()}):
         print(printable(f"warning: {problem}"), file=sys.stderr)
 
 
 def _warn(config: Config) -> None:
-    """Tell what on this host conflicts with it; people do that on purpose, so it is no reason to refuse."""
+    """Say what on this host conflicts with it; people do that on purpose, so it is no reason to refuse."""
     conflicts, missing = conflicting(config)
     for conflict in conflicts:
         print(f"warning: {conflict}", file=sys.stderr)

@@ -153,7 +153,7 @@ class _Guests:
 
 
 def _owners(found: Iterable[Findings], guests: _Guests) -> Owners | None:
-    """Tell who has which address, where any entry needs to know."""
+    """Say who has which address, where any entry needs to know."""
     if all(findings.names_domains for findings in found):
         return {}
     return None if guests.inventory is None else owners_of(guests.inventory)

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def previewed(config: Config, desired: Desired, rules: Netfilter) -> ApplyResult:
-    """Tell what would change in the kernel now, and close `rules`."""
+    """Say what would change in the kernel now, and close `rules`."""
     host = SystemHostNetwork(rules.confined, seconds=recorded().seconds)
     try:
         confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
@@ -53,7 +53,7 @@ def previewed(config: Config, desired: Desired, rules: Netfilter) -> ApplyResult
 
 
 def desired_now(config: Config) -> Desired:
-    """Tell what would be reachable now, without a daemon to ask.
+    """Say what would be reachable now, without a daemon to ask.
 
     Raises:
         PortfwdError: libvirt does not answer, or not to this user.

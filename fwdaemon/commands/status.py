@@ -33,7 +33,7 @@ from fwdaemon.status.temporary import known, now, remaining
 if TYPE_CHECKING:
     from rich.console import Console
 
-# How it looks: a table on a terminal, aligned text elsewhere, of the JSON form, which anybody gets. Names are anybody's
+# How it looks: a table on a terminal, aligned text elsewhere, of the JSON form, which every program gets. Names are any
 # text: what could not be printed is escaped, and nothing in them is markup.
 
 Json = Mapping[str, Any]
@@ -317,7 +317,7 @@ def status_without_daemon(path: Path) -> Status:
 
 
 def _observe(config: Config, desired: Desired, netfilter: Netfilter) -> ApplyResult:
-    """Tell what the kernel lacks."""
+    """Say what the kernel lacks."""
     host = SystemHostNetwork(netfilter.confined, seconds=recorded().seconds)
     try:
         confined = host.confine(desired, ip_forward=config.daemon.ip_forward)

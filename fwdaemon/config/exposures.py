@@ -134,8 +134,8 @@ FORWARD_KEYS: Final = KEYS["forward"]
 def _read_forward(node: Node) -> tuple[ForwardEntry, ...]:
     """Read one entry, recording every problem in it.
 
-    Where anything but single ports is wrong, it is not known where the entry listens or for whom, so none is returned
-    and no conflicts are made up from a guess.
+    Where anything but single ports is wrong, it is not known where the entry listens or for which clients, so none is
+    returned and no conflicts are made up from a guess.
     """
     before = len(node.document.problems)
     fields = node.fields(FORWARD_KEYS)

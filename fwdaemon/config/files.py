@@ -2,7 +2,7 @@
 
 Drop-ins are the `*.toml` of the directory beside the main file, `/etc/portfwd.d` for `/etc/portfwd.toml`, in name
 order; hidden ones are not read. Nothing but a regular file of a sane size is read, so that no FIFO and no device
-holds anybody up. What the texts say is not looked at here.
+holds anything up. What the texts say is not looked at here.
 """
 
 import errno
@@ -209,7 +209,7 @@ _MOST_LINKS: Final = 40
 
 
 def unguarded(files: Files, owners: frozenset[int] = ROOT) -> list[Problem]:
-    """Tell of everything on the way to these files that others than `owners` could change, each once."""
+    """Report everything on the way to these files that others than `owners` could change, each once."""
     found: dict[Path, Problem] = {}
     for file in files.sources:
         found |= {problem.file: problem for problem in weak_points(file, owners)}
@@ -220,7 +220,7 @@ def unguarded(files: Files, owners: frozenset[int] = ROOT) -> list[Problem]:
 
 
 def weak_points(path: Path, owners: frozenset[int] = ROOT) -> Iterator[Problem]:
-    """Tell of a file or directory, and of what leads to it, what others than `owners` could change."""
+    """Report what others than `owners` could change of a file or directory, and of what leads to it."""
     here, parts, links = Path("/"), deque(path.absolute().parts[1:]), 0
     yield from _judge(here, _owner_and_mode(here), owners, is_last=not parts)
     while parts:

@@ -107,7 +107,7 @@ def _read_entries(tables: Mapping[str, Node], key: str, read: Callable[[Node], T
 
 
 def _refuse_named(table: str, named: dict[str, object], node: Node) -> bool:
-    """Refuse entries whose headers name what they are about, such as [forward.web1]; tell whether all of them do."""
+    """Refuse entries whose headers name what they are about, such as [forward.web1]; return whether all of them do."""
     key = next(key for key in ("domain", "domains", "network", "name") if key in KEYS[table])
     are_named = bool(named) and all(
         isinstance(value, dict | list) and name not in KEYS[table] for name, value in named.items()
@@ -286,7 +286,7 @@ def _bounded(problems: list[Problem]) -> list[Problem]:
 
 
 def _emptied(main: Path, sources: Mapping[Path, bytes], live: Config | None) -> list[Problem]:
-    """Tell of files that are blank, and would end entries that are in force."""
+    """Report files that are blank, and would end entries that are in force."""
     if live is None:
         return []
     origins = [entry.origin for entry in live.entries]
@@ -301,7 +301,7 @@ def _emptied(main: Path, sources: Mapping[Path, bytes], live: Config | None) -> 
 
 
 def _without_pool(main: Path, config: Config, known: Iterable[Problem]) -> list[Problem]:
-    """Tell of automatic ports that there is nothing to take from, unless the main file could not be read whole."""
+    """Report automatic ports that there is nothing to take from, unless the main file could not be read whole."""
     if config.daemon.auto_ports is not None or any(problem.file == main for problem in known):
         return []
     origins = dict.fromkeys(mapping.origin for entry in config.forwards for mapping in entry.auto)

@@ -183,7 +183,7 @@ class ForwardEntry:
 
     @property
     def owner(self) -> Owner:
-        """Whom it is for: by name where that is known, as in metadata, and else as written."""
+        """The domain it is for: by name where that is known, as in metadata, and else as written."""
         return Owner(self.called or self.origin.domain or self.domain)
 
     @property
@@ -253,7 +253,7 @@ class NatEntry:
 
     @property
     def owner(self) -> Owner:
-        """Whom it is for, as written; in metadata, the domain itself."""
+        """The domain it is for, as written; in metadata, the domain itself."""
         return Owner(self.origin.domain or self.domain)
 
     def claims(self) -> Iterator[tuple[Claim, Origin]]:
@@ -292,7 +292,7 @@ class RouteEntry:
 
     @property
     def owner(self) -> Owner:
-        """Whom it is for, as written."""
+        """The network it is for, as written."""
         return Owner(self.network, "network")
 
     def claims(self) -> Iterator[tuple[Claim, Origin]]:

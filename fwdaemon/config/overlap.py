@@ -341,7 +341,7 @@ def _leads_to(claim: _Claim) -> tuple[object, ...]:
 # conflicts.
 @dataclass(frozen=True, slots=True)
 class _PublicClaim:
-    """What an entry claims, and for whom; `rank` is its place in the configuration."""
+    """What an entry claims, and for which clients; `rank` is its place in the configuration."""
 
     rank: int
     subnet: Subnet

@@ -138,7 +138,7 @@ def read_list(file: Path, text: bytes, held: int = 0) -> tuple[Parts, list[Probl
 
 
 def place_of(network: Subnet, item: SourceSet, text: bytes) -> Origin:
-    """Tell where a network of a set is written; `text` is what is in its file. A half stands for all addresses."""
+    """Say where a network of a set is written; `text` is what is in its file. A half stands for all addresses."""
     may_be = [network, *([network.supernet()] if network.prefixlen == 1 else [])]
     if item.file is None:
         return next((item.places[found] for found in may_be if found in item.places), item.origin)
@@ -204,8 +204,8 @@ class Asked:
 def read_asked(fields: Mapping[str, Node]) -> Asked:
     """Read `sources`, `deny`, `rate` and `max_open`, as far as an entry may have them.
 
-    Where sets are among the sources, it takes all of these to say whom it is for: as long as they are not known, that
-    may be anybody.
+    Where sets are among the sources, it takes all of these to say which clients it is for: as long as they are not
+    known, that may be any.
     """
     sources, sets = _members(fields, "sources")
     deny, denied = _members(fields, "deny")
@@ -343,7 +343,7 @@ def settled(entry: ForwardEntry, sets: Iterable[SourceSet]) -> ForwardEntry | No
 
 
 def networks_named(entry: Entry, sets: Iterable[SourceSet]) -> Iterator[Subnet]:
-    """Give the networks from which an entry lets clients connect; none where that is everybody, or not known."""
+    """Give the networks from which an entry lets clients connect; none where that is all, or not known."""
     yield from entry.sources
     if entry.admission is not None:
         yield from entry.admission.sources
@@ -351,7 +351,7 @@ def networks_named(entry: Entry, sets: Iterable[SourceSet]) -> Iterator[Subnet]:
 
 
 def _settled(entry: E, written: Mapping[str, Collection[Subnet]]) -> E:
-    """Write what is in sets of the configuration itself among the sources: so it is known whom the entry is for."""
+    """Write what is in sets of the configuration itself among the sources: so its clients are known."""
     asked = entry.admission
     if not isinstance(entry, ForwardEntry) or asked is None or not asked.sets:
         return entry

@@ -91,7 +91,7 @@ def _explanations(stop: Spot, reason: str) -> Iterator[Finding]:
 
 
 def _inline(stop: Spot) -> list[Finding]:
-    """Tell of a header whose table or entries stand before it already, as one value."""
+    """Report a header whose table or entries stand before it already, as one value."""
     line = re.match(r"[ \t]*\[{1,2}[ \t]*([A-Za-z0-9_-]+)", stop.line_from(stop.line_start))
     first = _HEADER.search(stop.text)
     if line is None or first is None:
@@ -105,7 +105,7 @@ def _inline(stop: Spot) -> list[Finding]:
 
 
 def _headers(text: str) -> list[Finding]:
-    """Tell of tables that may stand once and stand twice, and of entries in single brackets."""
+    """Report tables that may stand once and stand twice, and entries in single brackets."""
     found: list[Finding] = []
     first: dict[str, int] = {}
     for match in _HEADER.finditer(text):

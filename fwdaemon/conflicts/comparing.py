@@ -290,7 +290,7 @@ class ChainLocation:
     priority: int
 
     def order(self, other: Translation) -> Order:
-        """Tell whose rule comes first.
+        """Say whose rule comes first.
 
         Chains of one priority are called in the reverse order of their making (nf_hook_entries_grow), which no listing
         shows; but in the table nat of iptables ours is the first rule of the chain.

@@ -29,8 +29,9 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Job, Listener, PortRange, PortSet, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, ProcessError, shortage
 from fwdaemon.kernel.listeners import Holders, listeners
+from fwdaemon.kernel.memory import Beside
 from fwdaemon.kernel.observe import observe_host
-from fwdaemon.kernel.process import Beside, Runner, new_budgets, processor_time_here
+from fwdaemon.kernel.process import Runner, new_budgets, processor_time_here
 from fwdaemon.legacy.info import existing_tables, table_info
 from fwdaemon.legacy.model import TableName
 from fwdaemon.nftables.existing import HookedChain, hooked_chains, is_iptables, is_larger
@@ -89,7 +90,7 @@ class ForeignRules:
         """Read everything.
 
         Raises:
-            PortfwdError: the rules could not be listed, as for anybody but root, or not be understood at all.
+            PortfwdError: the rules could not be listed, as for users but root, or not be understood at all.
 
         """
         try:
@@ -177,7 +178,7 @@ class _Others(NamedTuple):
 class ConflictWatch:
     """For the daemon: what conflicts with what is open. Its methods block, for long where others have many rules.
 
-    `short` is why the last search is not whole, where no process or no descriptor was to be had.
+    `short` is why the last search is not whole, where no process or descriptor was available.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -205,7 +206,7 @@ class ConflictWatch:
                 if rules:
                     self._read_rules(anew=reloaded)
                 self._compare(desired, local)
-            except OSError as error:  # no descriptor is to be had
+            except OSError as error:  # no descriptor is available
                 self.short = error
             except Exception:  # noqa: BLE001  what is only worth knowing must not keep exposures from being made
                 _log.exception("this is a bug in kvm-portfwd; conflicts with other programs are not known")

@@ -99,10 +99,10 @@ class Sole:
         self._socket: socket.socket | None = None
 
     def claim(self) -> bool:
-        """Take the name until `release`, and tell whether no other daemon has it.
+        """Take the name until `release`, and return whether no other daemon has it.
 
         Raises:
-            OSError: no descriptor is to be had.
+            OSError: no descriptor is available.
 
         """
         taken = _listening(self._name)
@@ -121,7 +121,7 @@ class Sole:
         return is_sole
 
     def is_held(self) -> bool:
-        """Tell whether a daemon has the name now. Raises OSError when no descriptor is to be had."""
+        """Whether a daemon has the name now. Raises OSError when no descriptor is available."""
         return _is_held_by_root(self._name) or any(map(_is_held_by_root, self._longer()))
 
     def forget(self) -> None:
@@ -304,7 +304,7 @@ class Listener:
 
 
 def _at(path: Path) -> _File | None:
-    """Tell which file is there, and `None` for none."""
+    """Say which file is there, and `None` for none."""
     try:
         return _file(path.lstat())
     except OSError:

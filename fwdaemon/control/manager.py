@@ -108,7 +108,7 @@ class Changes:
         return origins, await self._applied()
 
     async def close(self, domain: str, ports: Sequence[str], by: str) -> tuple[str, ...]:
-        """Close something, and tell what."""
+        """Close something, and return what."""
         closed = await self.standing.openings.shut(domain, ports, by)
         await self._applied()
         return closed
@@ -170,7 +170,7 @@ class Manager:
         return Service({MANAGER: methods})
 
     async def status(self) -> Status:
-        """Tell how things are; the figures may be a second old, or more where there is much to count."""
+        """Say how things are; the figures may be a second old, or more where there is much to count."""
         facts, header = self._records.facts(), self._records.header(self._libvirt())
         readings = await self._count(facts)
         return await self._writer.submit(lambda: Status(header, rows(facts, readings), readings.dropped.by_set))
@@ -361,7 +361,7 @@ class Questions:
         try:
             line = json.dumps([name, parameters])
             answered = await self._worker.submit(partial(_asked, str(self._main()), line))
-        except (PortfwdError, OSError) as error:  # it hung, or no process or no descriptor is to be had
+        except (PortfwdError, OSError) as error:  # it hung, or no process or descriptor is available
             raise CallError(REFUSED, {"reasons": [str(error)]}) from error
         finally:
             self._waiting -= 1
@@ -369,7 +369,8 @@ class Questions:
 
 
 def _asked(main: str, line: str) -> str:
-    answering = Companion(_ANSWER, main, {})
+    # What a client asks is no work for guests, and takes nothing of their share.
+    answering = Companion(_ANSWER, main, {}, counted=False)
     try:
         if not (answered := answering.exchange(line)):
             raise KernelError("the process that looks at the host ended without an answer; see the journal")

@@ -132,7 +132,7 @@ class ControlServer:
             del self._clients[task]
 
     async def _answered(self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one call, and tell whether another one may come."""
+        """Answer one call, and return whether another one may come."""
         async with asyncio.timeout(self._limits.idle):
             call = read_call((await reader.readuntil(END))[: -len(END)])
         try:
@@ -254,7 +254,7 @@ class ControlSocket:
             self._admitting = asyncio.create_task(self._admit(group))
 
     async def close(self) -> None:
-        """Let go of everybody, and take the socket away."""
+        """Let go of all clients, and take the socket away."""
         for task in (self._admitting, self._mending):
             if task is not None:
                 task.cancel()
@@ -295,7 +295,7 @@ class ControlSocket:
     async def _admit(self, name: str) -> None:
         try:
             group = await self._groups.submit(lambda: _number_of(name))
-        except (KernelError, OSError) as error:  # no thread or no descriptor is to be had
+        except (KernelError, OSError) as error:  # no thread or descriptor is available
             self._has_admitted = False
             self._later()
             self._unasked.warn(f"only root may ask for the status until group {name!r} is known: {error}; trying again")

@@ -227,7 +227,7 @@ class Gatekeeper:
     ranges: Mapping[Place, Ranges] = field(default_factory=dict)
 
     def refusal(self, admission: Admission | None, source: Address) -> Refusal | None:
-        """Tell why a source may not connect, whatever the limits; `None` where it may."""
+        """Say why a source may not connect, whatever the limits; `None` where it may."""
         for asked in filter(None, (self.everywhere, admission)):
             if (refused := self._denied(asked, source)) is not None:
                 return refused

@@ -71,7 +71,7 @@ class Rule(NamedTuple):
 
 
 RulesOf: TypeAlias = Callable[[str], Iterable[Rule] | None]
-"""Lists the rules of a chain by name; `None` where they are not to be had."""
+"""Lists the rules of a chain by name; `None` where they are not available."""
 
 
 def not_listed(_: str) -> None:
@@ -292,7 +292,7 @@ _NATIVE_VERDICTS: Final = {
 }
 
 EndsOf: TypeAlias = Callable[[str], Iterable[End] | None]
-"""Gives the ends that a named verdict map leads to; `None` where they are not to be had."""
+"""Gives the ends that a named verdict map leads to; `None` where they are not available."""
 
 
 def read_native(expression: Iterable[Any], ends_of: EndsOf = not_listed) -> Rule:

@@ -194,7 +194,7 @@ class Inventory:
     `namesakes` are networks that are called as another one of an earlier URI, which has the name.
 
     `occupied` are the ports that processes of the host wait on, `lent` the addresses that we assigned to interfaces:
-    both are read only where metadata of domains asks for any. `occupied` is `None` where the kernel does not tell.
+    both are read only where metadata of domains asks for any. `occupied` is `None` where the kernel does not say.
 
     `routed` are subnets that the kernel routes straight to what is plugged into a device, besides those of the host's
     addresses there. `links` are as in `Desired`.

@@ -17,7 +17,7 @@ from fwdaemon.errors import PortfwdError, shortage
 
 
 class ReasonKind(StrEnum):
-    """What happened, and to whom: what the `subject` of a reason is."""
+    """What happened, and to what: what the `subject` of a reason is."""
 
     DOMAIN = "domain"  # a domain
     DEVICES = "devices"  # a domain
@@ -301,7 +301,7 @@ class ApplyResult:
     before. `settings` are those of the host that were changed, `notes` what an administrator has to know of them.
     `altered` are forwards that had other rules of their own, or none, while those of other exposures were in place:
     their port may have led to its guest in another way. `labels` are those that rules of an earlier run went by,
-    `uplinks` those that they named, as far as rules tell, and `renamings` under which addresses they had guests open
+    `uplinks` those that they named, as far as rules show, and `renamings` under which addresses they had guests open
     connections. `short` says that a fault is for want of a thread, descriptor or memory, so that the next attempt may
     do better.
     """
@@ -350,7 +350,7 @@ def tried(act: Callable[[], ApplyResult]) -> ApplyResult:
     """Do something; that it failed is a fault, and no reason to leave the rest undone."""
     try:
         return act()
-    except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
+    except (PortfwdError, OSError) as error:  # no descriptor is available, either
         return ApplyResult(faults=(fault_of(error),), short=shortage(error) is not None)
 
 

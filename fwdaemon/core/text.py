@@ -44,7 +44,7 @@ def printed(text: str, most: int | None = _LONGEST_SHOWN) -> str:
 
 
 def flag_meant(value: object) -> bool | None:
-    """Tell which of true and false was meant by something else; `None` where that is not clear."""
+    """Say which of true and false was meant by something else; `None` where that is not clear."""
     return _FLAGS.get(str(value).lower())
 
 

@@ -155,7 +155,7 @@ class Origin:
 class Until(NamedTuple):
     """When something ends that is there for a while: as soon as one of two clocks says so.
 
-    `wall` is in whole seconds since 1970 (UTC), and anybody may set that clock. `boottime` is in seconds by
+    `wall` is in whole seconds since 1970 (UTC), and that clock may be set. `boottime` is in seconds by
     CLOCK_BOOTTIME of this run of the host, which cannot be set.
     """
 
@@ -203,11 +203,11 @@ class GuestPath(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A socket that waits for connections, or for datagrams from anybody.
+    """A socket that waits for connections, or for datagrams from any sender.
 
     It takes what comes in the `families`, to `address`, or to every address of the host where that is `None`. `device`
     is the interface it is bound to. `inode` is how /proc/PID/fd calls it, and `cgroup` the number of the control group
-    (version 2) it was opened in, 0 where the kernel does not tell.
+    (version 2) it was opened in, 0 where the kernel does not say.
     """
 
     protocol: Protocol
@@ -333,7 +333,7 @@ class PortSet:
             self._marks[ports.first : ports.last + 1] = b"\1" * ports.width
 
     def met_by(self, ranges: Iterable[PortRange]) -> list[bool]:
-        """Tell of each range whether it has one of them; there may be thousands, nearly all of one port."""
+        """Say of each range whether it has one of them; there may be thousands, nearly all of one port."""
         marks, ends = self._marks, map(attrgetter("first", "last"), ranges)
         return [marks[first] > 0 if first == last else marks.find(1, first, last + 1) >= 0 for first, last in ends]
 

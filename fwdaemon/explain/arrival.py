@@ -1,4 +1,4 @@
-"""How the connection's first packet comes to the host: to which address, from whom, through which interface. Pure.
+"""How the connection's first packet comes to the host: to which address, from which client, by which interface. Pure.
 
 What the user left out is chosen: an address that an entry names or that faces outside, and a client behind it.
 """
@@ -175,7 +175,7 @@ class Arrival:
 
 
 def arrive(request: Request, preferred: Iterable[Address], bridges: Collection[str], world: World) -> Arrival:
-    """Tell how a connection comes in; `preferred` are addresses to choose from, `bridges` lead to guests.
+    """Say how a connection comes in; `preferred` are addresses to choose from, `bridges` lead to guests.
 
     Raises:
         PortfwdError: the host has no address to connect to.
@@ -201,7 +201,7 @@ def arrive(request: Request, preferred: Iterable[Address], bridges: Collection[s
 
 
 def between_others(arrival: Arrival, world: World) -> tuple[Arrival, str] | None:
-    """Tell how what is for another machine comes in, and by which device it leaves, where it would cross the host."""
+    """Say how what is for another machine comes in, and by which device it leaves, where it would cross the host."""
     route = world.route(arrival.address)
     client = arrival.source or _ANYWHERE[arrival.family]
     came_in = world.route(client).device if arrival.came_in == route.device else arrival.came_in
@@ -311,7 +311,7 @@ class Claim:
         return self.entry.sources
 
     def admits(self, arrival: Arrival) -> bool:
-        """Whether its client may connect; one whose address is not known may if anybody may."""
+        """Whether its client may connect; one whose address is not known may if any may."""
         if not self.sources:
             return True
         mine = [subnet for subnet in self.sources if Family.of(subnet) is arrival.family]

@@ -190,7 +190,7 @@ class Delivery:
             answers = frozenset(replace(answer, destination=self._context.arrival.source) for answer in way.packets)
 
     def _answer(self, target: Target, packet: Packet, device: str) -> Packet:
-        """Give the guest's answer to a packet; its client's port is anybody's guess."""
+        """Give the guest's answer to a packet; its client's port is unknown."""
         own = (address for address, devices in self._context.around.local.items() if device in devices)
         here = next((address for address in own if Family.of(address) is packet.family), None)
         return replace(
@@ -361,7 +361,7 @@ class WayOut:
     main: str
 
     def steps(self, held: Iterable[HostAddress]) -> Iterator[Step]:
-        """Tell of links that may lead out and are no uplinks: that of the client, or else all."""
+        """Report links that may lead out and are no uplinks: that of the client, or else all."""
         found = {own.device: own.subnet for own in held if self._may_lead_out(own)}
         came_in = self.arrival.came_in
         if came_in in found:

@@ -83,7 +83,7 @@ class Judge:
         return self._exposure(passage, culprit, end)
 
     def _of_guest(self, passage: Passage, culprit: RuleLocation) -> tuple[Cause, str]:
-        """Tell who refuses what a guest sends: but for Docker's policy, which is meant for containers, on purpose."""
+        """Say who refuses what a guest sends: but for Docker's policy, which is meant for containers, on purpose."""
         is_dockers = passage.chain.hook == "forward" and not culprit.number and "Docker" in owners_of(passage.chain)
         if not is_dockers:
             return Cause.ON_PURPOSE, self.on_purpose("refuses", culprit)
@@ -95,7 +95,7 @@ class Judge:
         return Cause.DOCKERS_POLICY, remedies.keep_guests_online(self.main)
 
     def _exposure(self, passage: Passage, culprit: RuleLocation, end: remedies.End) -> tuple[Cause, str]:
-        """Tell how to have a chain let the connection through that was not closed on purpose."""
+        """Say how to have a chain let the connection through that was not closed on purpose."""
         chain = passage.chain
         if chain.owned and chain.hook == "forward":
             return Cause.REFUSED, remedies.share_table(chain, self.settings.gates, self.main)
@@ -120,7 +120,7 @@ class Judge:
         return owner_of(culprit) in BANNING or (passage.spares_others and not self._is_gated(passage.chain))
 
     def on_purpose(self, does: str, culprit: RuleLocation) -> str:
-        """Tell who treats the client so on purpose."""
+        """Say who treats the client so on purpose."""
         # Libvirt has only jumps in that chain, so a rule that refuses a client there is the administrator's.
         added = (culprit.table, culprit.chain) == (LIBVIRT_TABLE, "forward")
         owner = ADMIN if added else owner_of(culprit)
@@ -128,7 +128,7 @@ class Judge:
         return remedies.on_purpose(f"{who} {does}", culprit.chain_name, str(self.arrival.source or "this client"))
 
     def by_mark(self, passage: Passage, does: str, culprit: RuleLocation) -> str:
-        """Tell who treats a marked connection so, which may well be one of clients that were picked out before."""
+        """Say who treats a marked connection so, which may well be one of clients that were picked out before."""
         marking = passage.marked_by
         return remedies.by_mark(does, _where(culprit), _where(marking) if marking is not None else None)
 
@@ -142,7 +142,7 @@ class Judge:
         return wrong(name, f"{text}, though the daemon runs", Cause.NOT_LOADED, remedy)
 
     def mend_ours(self) -> str:
-        """Tell how to have rules of ours made again."""
+        """Say how to have rules of ours made again."""
         return (
             f"Repair our rules: {command('systemctl restart kvm-portfwd')}."
             if self.daemon_runs
@@ -248,7 +248,7 @@ def is_ours(packet: Packet) -> bool:
 
 
 def leads_to(packet: Packet, target: Target) -> bool:
-    """Whether a packet goes where it shall, by whom it shall."""
+    """Whether a packet goes where it shall, by the rule it shall."""
     if not target.translated:
         return packet.translated_by is None
     return is_ours(packet) and (packet.destination, packet.port) == (target.address, target.number)

@@ -259,7 +259,7 @@ def _going_out(context: HostContext, device: str | None, rule: str) -> Iterator[
 
 
 def carried(arrival: Arrival, target: Target) -> Step:
-    """Tell how what is for a loopback address gets to a guest."""
+    """Say how what is for a loopback address gets to a guest."""
     if arrival.protocol is Protocol.SCTP:
         text = f"forwards of SCTP do not answer on {arrival.address}"
         return wrong("proxy", text, Cause.LOCALHOST_OFF, "Connect to another address of this host instead.")

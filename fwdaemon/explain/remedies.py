@@ -37,7 +37,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def write(what: str, origin: Origin) -> str:
-    """Tell to write something at a place of the configuration, and to load it."""
+    """Say to write something at a place of the configuration, and to load it."""
     return f"Write {what} in {origin}, and {RELOAD}."
 
 
@@ -60,12 +60,12 @@ def claim_port(near: Claim | None, arrival: Arrival, file: str) -> str:
 
 
 def admit(claim: Claim, source: Address) -> str:
-    """Tell how to let a client connect."""
+    """Say how to let a client connect."""
     return f'Add "{source}/{source.max_prefixlen}" to sources in {claim.entry.origin}, and {RELOAD}.'
 
 
 def other_interface(claim: Claim, arrival: Arrival) -> str:
-    """Tell how to have a forward take what comes in by another interface."""
+    """Say how to have a forward take what comes in by another interface."""
     if arrival.from_host:
         return f"Connect from outside through {claim.interface}: no connection of the host itself comes in there."
     return (
@@ -75,7 +75,7 @@ def other_interface(claim: Claim, arrival: Arrival) -> str:
 
 
 def name_domain(entry: GuestEntry, known: Iterable[str]) -> str:
-    """Tell how to name a domain that exists."""
+    """Say how to name a domain that exists."""
     names = sorted(known)
     close = get_close_matches(entry.domain, names, n=1)
     if close:
@@ -87,13 +87,13 @@ def name_domain(entry: GuestEntry, known: Iterable[str]) -> str:
 
 
 def start_domain(domain: Domain, uri: str) -> str:
-    """Tell how to start a domain."""
+    """Say how to start a domain."""
     name = domain.name if _PLAIN.fullmatch(domain.name) else str(domain.uuid)
     return f"Start the domain: {command(_virsh(uri, 'start', name))}."
 
 
 def start_network(name: str, uri: str, plugs: Iterable[tuple[str, str]]) -> str:
-    """Tell how to start a network; `plugs` are devices of guests and the bridges they were on before it stopped."""
+    """Say how to start a network; `plugs` are devices of guests and the bridges they were on before it stopped."""
     if not _PLAIN.fullmatch(name):
         return f"Start network {shown(name)}, then plug its guests in again."
     commands = [command(_virsh(uri, "net-start", name)), *(command(plug) for plug in map(_plug, plugs) if plug)]
@@ -102,13 +102,13 @@ def start_network(name: str, uri: str, plugs: Iterable[tuple[str, str]]) -> str:
 
 
 def plug_in(device: str, bridge: str) -> str:
-    """Tell how to put a guest's interface back into its bridge."""
+    """Say how to put a guest's interface back into its bridge."""
     plug = _plug((device, bridge))
     return f"Plug the guest in again: {command(plug)}." if plug else f"Plug {shown(device)} into {shown(bridge)} again."
 
 
 def give_interface(domain: Domain, uri: str, network: str | None) -> str:
-    """Tell how to have the host reach a guest, by one more interface; `network` is one of libvirt's."""
+    """Say how to have the host reach a guest, by one more interface; `network` is one of libvirt's."""
     what = "give the guest an interface on a libvirt network"
     if network is None or not _PLAIN.fullmatch(network):
         return f"{what}, and have it take an address there."
@@ -137,7 +137,7 @@ WAIT_FOR_ADDRESS: Final = (
 
 
 def hold_address(address: Address, subnet: Subnet | None, device: str, other: str) -> str:
-    """Tell how to give the host an address; `other` is one that it has."""
+    """Say how to give the host an address; `other` is one that it has."""
     length = subnet.prefixlen if subnet is not None else address.max_prefixlen
     if not is_interface_name(device):
         return f"Give this host the address, or connect to one that it has, {other}."
@@ -146,12 +146,12 @@ def hold_address(address: Address, subnet: Subnet | None, device: str, other: st
 
 
 def set_sysctl(name: str, value: int) -> str:
-    """Tell how to change a setting, by sysctl(8)'s name."""
+    """Say how to change a setting, by sysctl(8)'s name."""
     return f"Change the setting: {command(shlex.join(['sysctl', '-w', f'{name}={value}']))}."
 
 
 def make_router(family: Family, main: str) -> str:
-    """Tell that nothing but our exposures is forwarded, as before us, and how to have the host forward everything."""
+    """Say that nothing but our exposures is forwarded, as before us, and how to have the host forward everything."""
     name = FORWARDING[family]
     return (
         f"This is on purpose: IPv{family} forwarding was off before kvm-portfwd turned it on, so only what its entries"
@@ -162,7 +162,7 @@ def make_router(family: Family, main: str) -> str:
 
 
 def forward_from(device: str, main: str) -> str:
-    """Tell the same of what comes in by one interface, on which forwarding was off."""
+    """Give the same of what comes in by one interface, on which forwarding was off."""
     name = shown(of_interface(Family.IPV4, device, "forwarding"))
     return (
         f"This is on purpose: {name} was 0 before kvm-portfwd turned it on, so only what its entries name is forwarded"
@@ -173,12 +173,12 @@ def forward_from(device: str, main: str) -> str:
 
 
 def switch_on(device: str) -> str:
-    """Tell how to switch a device on."""
+    """Say how to switch a device on."""
     return f"Switch it on: {command(f'ip link set {device} up')}."
 
 
 def drop_route(route: RouteAnswer) -> str:
-    """Tell how to take a route away that leads astray, or nowhere."""
+    """Say how to take a route away that leads astray, or nowhere."""
     via = f" via {route.gateway}" if route.gateway is not None else ""
     out = f" dev {route.device}" if route.device is not None else ""
     there = "" if route.table == MAIN_TABLE else f" table {route.table}"
@@ -189,7 +189,7 @@ def drop_route(route: RouteAnswer) -> str:
 
 
 def route_address(address: Address, bridge: str, origin: Origin) -> str:
-    """Tell how to have a guest's address believed on a bridge whose own subnet is a single address."""
+    """Say how to have a guest's address believed on a bridge whose own subnet is a single address."""
     wrong = f"write the guest's own address in {origin}"
     if not is_interface_name(bridge):
         return f"Route {address} to the guest's bridge, and {RELOAD}; or {wrong}."
@@ -198,14 +198,14 @@ def route_address(address: Address, bridge: str, origin: Origin) -> str:
 
 
 def add_route(subnet: Subnet, bridge: str | None) -> str:
-    """Tell how to add the route that a guest network lost."""
+    """Say how to add the route that a guest network lost."""
     if bridge is None or not is_interface_name(bridge):
         return f"Add a route to {subnet} through the interface that leads to the guest."
     return f"Add the network's own route again: {command(f'{_ip(subnet)} route add {subnet} dev {bridge}')}."
 
 
 def mend_reverse_path(arrival: Arrival, back: str, gateway: Address | None) -> str:
-    """Tell how to have strict rp_filter let a client in, and its answer out where it came in."""
+    """Say how to have strict rp_filter let a client in, and its answer out where it came in."""
     if gateway is not None and is_interface_name(arrival.came_in):
         return f"Send what goes to that client back by {arrival.came_in}: {_route_by(arrival, gateway)}."
     name = of_interface(Family.IPV4, arrival.came_in, "rp_filter")
@@ -232,7 +232,7 @@ def _route_by(arrival: Arrival, gateway: Address) -> str:
 
 
 def set_hairpin(device: str) -> str:
-    """Tell how to put a bridge port into hairpin mode."""
+    """Say how to put a bridge port into hairpin mode."""
     if not is_interface_name(device):
         return f"Put bridge port {shown(device)} into hairpin mode."
     return f"Put its bridge port into hairpin mode: {command(f'bridge link set dev {device} hairpin on')}."
@@ -246,13 +246,13 @@ def _ip(subnet: Subnet) -> str:
 
 
 def open_gate(chain: BaseChain, gates: Sequence[Gate], main: str) -> str:
-    """Tell how to have a foreign forward chain let our connections through."""
+    """Say how to have a foreign forward chain let our connections through."""
     written = ", ".join(f'"{gate}"' for gate in [*gates, Gate(chain.family, chain.table, chain.name)])
     return f"Write gates = [{written}] under [daemon] in {main}, and {RELOAD}."
 
 
 def keep_guests_online(main: str) -> str:
-    """Tell how to have guests pass a chain that Docker made refuse everything but its own."""
+    """Say how to have guests pass a chain that Docker made refuse everything but its own."""
     return (
         "Docker refuses all that is not for its containers, guests of libvirt's networks included: write"
         f" keep_guests_online = true under [daemon] in {main}, and {RELOAD}."
@@ -260,7 +260,7 @@ def keep_guests_online(main: str) -> str:
 
 
 def name_uplinks(uplinks: Iterable[str], more: Iterable[str], main: str) -> str | None:
-    """Tell how to have more uplinks; nothing where one of them cannot be named. The key replaces those that are found.
+    """Say how to have more uplinks; nothing where one of them cannot be named. The key replaces those that are found.
 
     It is half a sentence without an end, and does not say to load it.
     """
@@ -272,7 +272,7 @@ def name_uplinks(uplinks: Iterable[str], more: Iterable[str], main: str) -> str 
 
 
 def share_table(chain: BaseChain, gates: Sequence[Gate], main: str) -> str:
-    """Tell how to have a chain let our connections through whose table takes rules of its owner only."""
+    """Say how to have a chain let our connections through whose table takes rules of its owner only."""
     gate = Gate(chain.family, chain.table, chain.name)
     if chain.table != "firewalld":
         return f"Have the program that owns table {shown(chain.table)} let our connections through, or share the table."
@@ -301,38 +301,38 @@ class End:
 
 
 def on_purpose(what: str, chain: str, client: str) -> str:
-    """Tell that a client is refused on purpose, and by whom: what was closed so is not to be opened."""
+    """Say that a client is refused on purpose, and by what: what was closed so is not to be opened."""
     return f"This is on purpose: {what} {client} in {chain}."
 
 
 def by_mark(does: str, where: str, marked: str | None) -> str:
-    """Tell that connections are refused by a mark or label, which may stand for clients that were picked out before."""
+    """Say that connections are refused by a mark or label, which may stand for clients that were picked out before."""
     by = f"by the mark that {marked} gives" if marked else "by what marks they have"
     return f"This may be on purpose: {where} {does} connections {by}. Ask its author before you change it."
 
 
 def kept_away(client: Address, route: RouteAnswer) -> str:
-    """Tell that a client is kept away on purpose, by a route."""
+    """Say that a client is kept away on purpose, by a route."""
     return f"This is on purpose: the route {route.kind} {route.subnet} of this host lets nothing go to {client}."
 
 
 def ruled_away(rule: str, source: Address, to: Address) -> str:
-    """Tell that nothing goes from one address to another on purpose, by a rule of policy routing."""
+    """Say that nothing goes from one address to another on purpose, by a rule of policy routing."""
     return f"This is on purpose: the rule of policy routing {rule} lets nothing go from {source} to {to}."
 
 
 def except_from(chain: BaseChain, end: End, protocol: Protocol) -> str:
-    """Tell how to have a chain leave a connection alone, by a rule at its head."""
+    """Say how to have a chain leave a connection alone, by a rule at its head."""
     return _exception(chain, end, protocol, _AT_HEAD)
 
 
 def except_at_end(chain: BaseChain, end: End, protocol: Protocol) -> str:
-    """Tell how to do so at the end of a chain whose policy refuses, so that its rules about clients still apply."""
+    """Say how to do so at the end of a chain whose policy refuses, so that its rules about clients still apply."""
     return _exception(chain, end, protocol, _AT_END)
 
 
 def except_within(chain: BaseChain, end: End, protocol: Protocol) -> str:
-    """Tell how to do so where only the owner of the chain knows which rules have to come first."""
+    """Say how to do so where only the owner of the chain knows which rules have to come first."""
     accepting = _accepting(chain, end, protocol)
     return f"{accepting}, behind its rules that refuse clients."
 
@@ -369,7 +369,7 @@ def iptables_program(location: RuleLocation) -> str:
 
 
 def denied(refusal: Refusal, where: str, found: SourceSet | None, client: Address, world: World) -> tuple[str, str]:
-    """Tell that the configuration refuses a client, and by what; that is not to be opened, so it is no remedy."""
+    """Say that the configuration refuses a client, and by what; that is not to be opened, so it is no remedy."""
     if not refusal.denied:
         return f"{where} is for others only", f"This is on purpose: {client} is not among those who may connect."
     if found is None:
@@ -384,13 +384,13 @@ def denied(refusal: Refusal, where: str, found: SourceSet | None, client: Addres
 
 
 def clients(sources: Iterable[Subnet], admission: Admission | None) -> str:
-    """Say who may connect, of whom nothing else is asked."""
+    """Say who may connect without any other condition."""
     asked = admission or Admission()
     return ", ".join([*map(str, (*sources, *asked.sources)), *(f"set {name}" for name in asked.sets)]) or "anywhere"
 
 
 def limits(admission: Admission | None) -> str:
-    """Tell how often one client may connect; empty where that is not limited."""
+    """Say how often one client may connect; empty where that is not limited."""
     if admission is None:
         return ""
     rate = f"{admission.rate.number} new connections a {admission.rate.unit}" if admission.rate else ""

@@ -56,7 +56,7 @@ _MOST_PROBLEMS: Final = 3
 
 
 def refused(request: Request, error: ConfigError, world: World) -> Report:
-    """Tell of a connection under a configuration that is refused; what the daemon goes by is an older one."""
+    """Say so of a connection under a configuration that is refused; what the daemon goes by is an older one."""
     problems = "; ".join(map(str, error.problems[:_MOST_PROBLEMS]))
     more = len(error.problems) - _MOST_PROBLEMS
     listed = f"{problems}; and {more} more, see {command('kvm-portfwd check')}" if more > 0 else problems
@@ -161,7 +161,7 @@ class _Trace:
         return Report(f"{arrival} from {arrival.client}", steps, leads)
 
     def _passing(self, arrival: Arrival, judge: Judge, desired: Desired) -> Report | None:
-        """Tell of what is for another machine, if a guest sends it, or if the host forwarded nothing before us."""
+        """Report what is for another machine, if a guest sends it, or if the host forwarded nothing before us."""
         if self.guest is not None and device_of(arrival.address, self.held) is None:
             return away(arrival, self.world, self.libvirt, judge, desired)
         crossing = between_others(arrival, self.world)
@@ -233,7 +233,7 @@ class _Trace:
         return next((item for item in usable if not (item.is_loopback or item.is_link_local)), None)
 
     def _sockets(self, arrival: Arrival, claim: Claim | None) -> Iterator[Step]:
-        """Tell of a process of the host that listens there; a forward goes before it."""
+        """Report a process of the host that listens there; a forward goes before it."""
         for listener in self.world.listeners():
             listens = arrival.family in listener.families and listener.address in (None, arrival.address)
             if listens and (listener.protocol, listener.port) == (arrival.protocol, arrival.port):
@@ -287,7 +287,7 @@ class _Trace:
         return fine("entry", f"{text}, from {remedies.clients(claim.sources, claim.entry.admission)}")
 
     def _admission(self, claim: Claim, arrival: Arrival, desired: Desired) -> Step | None:
-        """Tell whether sets or limits keep the client out; `None` where there are none of these."""
+        """Whether sets or limits keep the client out; `None` where there are none of these."""
         asked, barred = claim.entry.admission, self.config.daemon.barred
         if asked is None and barred is None:
             return None
@@ -311,7 +311,7 @@ class _Trace:
     def _target(
         self, claim: Claim, desired: Desired, arrival: Arrival, led: tuple[Address, int] | None
     ) -> tuple[list[Step], Target | None]:
-        """Tell of the guest, and where the connection has to go; `led` is where our rules in the kernel send it."""
+        """Report the guest, and where the connection has to go; `led` is where our rules in the kernel send it."""
         if self.libvirt.inventory is None:
             return [self._no_libvirt(led)], Target(*led) if led is not None else None
         walk = GuestWalk(self.config, self.libvirt, self.libvirt.inventory, arrival.family, self.world)

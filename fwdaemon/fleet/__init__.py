@@ -31,7 +31,7 @@ _TIMING = Timing()
 class Fleet:
     """What the daemon knows of the fleet. Without `[fleet]`, there is none, and no thread.
 
-    `main` is the file with the settings, and `told` is called from any thread when something is to be looked at.
+    `main` is the file with the settings, and `notify` is called from any thread when something is to be looked at.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Fleet:
         self.claims = Claims(OwnedStateFile("fleet", directory))
         self._main, self._kept, self._timing = main, KeptTable(state), timing
         self._config: Config | None = None
-        self._told: Callable[[], None] = lambda: None
+        self._notify: Callable[[], None] = lambda: None
         self._member: Member | None = None
         self._table: Config | None = None
         self._left_out: tuple[Fault, ...] = ()
 
-    def begin(self, config: Config, told: Callable[[], None]) -> None:
+    def begin(self, config: Config, notify: Callable[[], None]) -> None:
         """Go on with the table that is kept, and begin to follow the one in etcd."""
-        self._told = told
+        self._notify = notify
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -68,7 +68,7 @@ class Fleet:
                 lines.configuration_refused(error.problems, "the table that was kept is not used")
         from fwdaemon.fleet.member import Member  # noqa: PLC0415  most hosts have no fleet
 
-        self._member = Member(Site(config, config.fleet, self._main), self.claims, self._kept, table, self._told)
+        self._member = Member(Site(config, config.fleet, self._main), self.claims, self._kept, table, self._notify)
         self._member.start(self._timing)
 
     def merged(self, config: Config) -> Config:
@@ -83,7 +83,7 @@ class Fleet:
         return merged
 
     def take_reasons(self) -> list[Reason]:
-        """Put a newer table in force; tell of that, and of addresses that were taken and lost, since the last call."""
+        """Put a newer table in force; report that, and addresses that were taken and lost, since the last call."""
         reasons = self.claims.take_reasons()
         if self._member is not None and (news := self._member.take()) is not None:
             self._table = news[1]

@@ -21,6 +21,7 @@ from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Address, OnPartition, Origin
+from fwdaemon.errors import STRANGE
 from fwdaemon.fleet.table import Item, is_of_table
 from fwdaemon.hostnet.owned_state import DIRECTORY, OwnedStateFile, Record
 from fwdaemon.status.temporary import boottime
@@ -74,7 +75,7 @@ class Holder:
         try:
             found = json.loads(value)
             return cls(str(found["host"]), str(found["run"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except STRANGE:
             return cls("an unknown host", "")
 
 
@@ -105,7 +106,7 @@ class Claims:
         self._record, self._clock, self._lock = record, clock, Lock()
         self.on_partition = OnPartition.RELEASE
         self.wake: Callable[[], object] = lambda: None
-        self.run, self.lease, self._held = _read(record.records)
+        self.run, self.lease, self._held, (self._revision, self._doubted_until) = _read(record.records)
         self._wanted: dict[Address, float] = {}
         self._others: Mapping[Address, str] = {}
         self._applied: frozenset[Address] | None = None
@@ -160,6 +161,25 @@ class Claims:
         for address in self._held.keys() & others.keys():
             self.lose([address], others[address])
 
+    def saw(self, revision: int, seconds: float) -> None:
+        """Note at which revision the store is now.
+
+        Where it was at a higher one before, an older state was restored, from before other hosts claimed what they hold
+        still. Then nothing is to be taken for so long that all hosts have noticed, or have let go of it.
+        """
+        if revision < self._revision:
+            self._revision, self._doubted_until = revision, self._clock() + seconds
+        self.heard(revision)
+
+    def heard(self, revision: int) -> None:
+        """Note a revision that the store has been at."""
+        self._revision = max(self._revision, revision)
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether what etcd says is unclaimed, or ours, may be held by another host."""
+        return self._clock() < self._doubted_until
+
     @property
     def wanted(self) -> frozenset[Address]:
         """Those that guests here need."""
@@ -192,7 +212,7 @@ class Claims:
         return time.monotonic() + min(ends) - self._clock() - _LEAST_S if ends else None
 
     def seconds(self, nat: Nat) -> int | None:
-        """Tell for how long an address may be held from now on; `None` is for ever, 0 is not at all."""
+        """Say for how long an address may be held from now on; `None` is for ever, 0 is not at all."""
         if not is_claimed(nat):
             return None
         left = self._held.get(nat.public, 0.0) - self._clock()
@@ -242,7 +262,15 @@ class Claims:
         return self._held.get(address, 0.0) - self._clock() > _LEAST_S
 
     def _write(self) -> None:
-        records: list[Record] = [{"run": self.run, "lease": self.lease.number, "until": str(self.lease.until)}]
+        records: list[Record] = [
+            {
+                "run": self.run,
+                "lease": self.lease.number,
+                "until": str(self.lease.until),
+                "revision": self._revision,
+                "doubted": str(self._doubted_until),
+            }
+        ]
         records += [{"address": str(address), "until": str(until)} for address, until in self._held.items()]
         self._record.write(records)
 
@@ -257,9 +285,9 @@ def is_claimed(nat: Nat) -> bool:
     return nat.assign is not None and is_of_table(nat.origin)
 
 
-def _read(records: Iterable[Record]) -> tuple[str, Lease, dict[Address, float]]:
+def _read(records: Iterable[Record]) -> tuple[str, Lease, dict[Address, float], tuple[int, float]]:
     """Read what an earlier daemon of this run of the host recorded; without that, this is a new one."""
-    run, lease, held = uuid4().hex, Lease(), dict[Address, float]()
+    run, lease, held, revision = uuid4().hex, Lease(), dict[Address, float](), (0, 0.0)
     for record in records:
         try:
             until = float(record["until"])
@@ -267,6 +295,7 @@ def _read(records: Iterable[Record]) -> tuple[str, Lease, dict[Address, float]]:
                 held[ip_address(record["address"])] = until
             else:
                 run, lease = str(record["run"]), Lease(int(record["lease"]), until)
-        except (KeyError, ValueError):
+                revision = int(record.get("revision", 0)), float(record.get("doubted", 0))
+        except STRANGE:
             continue
-    return run, lease, held
+    return run, lease, held, revision

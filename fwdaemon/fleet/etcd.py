@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from fwdaemon.config.files import read_secret
 from fwdaemon.core.text import GrammarError, printable
 from fwdaemon.core.types import FleetSettings
-from fwdaemon.errors import PortfwdError
+from fwdaemon.errors import STRANGE, PortfwdError
 from fwdaemon.fleet.table import Item
 
 Json = Mapping[str, Any]
@@ -33,7 +33,6 @@ _UNAUTHENTICATED = 16
 # Those that another member may answer better: Unknown, DeadlineExceeded, Aborted, Internal, Unavailable.
 _TRY_ANOTHER: Final = frozenset({2, 4, 10, 13, 14})
 _NOT_ETCD: Final = "it does not answer as etcd does"
-_STRANGE: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 # A dead peer is noticed after about 5 + 3 * 2 seconds (tcp(7)).
 _KEEP_ALIVE: Final = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
 
@@ -98,7 +97,7 @@ class Client:
             answer = self._authenticated(url, method, body)
             try:
                 return read(answer)
-            except _STRANGE as error:
+            except STRANGE as error:
                 raise EtcdError(_NOT_ETCD) from error
 
         return self._in_turn(do)
@@ -120,8 +119,10 @@ class Client:
         """Give how many keys begin with `prefix`, and the revision of the one that was written last."""
         asked = {"key": coded(prefix), "range_end": coded(after(prefix)), "limit": 1, "keys_only": True}
         sorting = {"sort_order": "DESCEND", "sort_target": "MOD"}
-        number, items = self.call("kv/range", asked | sorting, lambda found: (found.get("count", 0), _page(found)[1]))
-        return int(number), max((item.revision for item in items), default=0)
+        number, items = self.call(
+            "kv/range", asked | sorting, lambda found: (int(found.get("count", 0)), _page(found)[1])
+        )
+        return number, max((item.revision for item in items), default=0)
 
     def transact(self, compare: Iterable[Json], success: Iterable[Json] = (), failure: Iterable[Json] = ()) -> Outcome:
         """Do `success` if all of `compare` holds, or else `failure`."""
@@ -142,7 +143,7 @@ class Client:
         self.call("lease/revoke", {"ID": lease}, dict)
 
     def answering(self) -> int:
-        """Tell how many members answer by themselves, with or without the others."""
+        """Say how many members answer by themselves, with or without the others."""
         asked = {"key": coded(self.settings.prefix.encode() + b"/"), "serializable": True, "count_only": True}
         found = 0
         for url in self.settings.etcd:
@@ -219,7 +220,7 @@ class Client:
             except EtcdError:
                 self._open[url] = connection
                 raise
-            except (OSError, HTTPException, *_STRANGE) as error:
+            except (OSError, HTTPException, *STRANGE) as error:
                 connection.close()
                 # One that was kept may have been closed at the other end meanwhile.
                 if kept and not is_again and not isinstance(error, TimeoutError):
@@ -286,7 +287,7 @@ class Watch:
             self._socket: socket.socket = connection.sock
             self._response = connection.getresponse()
             created = self._line()
-        except (OSError, HTTPException, EtcdError, *_STRANGE) as error:
+        except (OSError, HTTPException, EtcdError, *STRANGE) as error:
             connection.close()
             raise error if isinstance(error, EtcdError) else EtcdError(_why(error)) from error
         if not created.get("created") or created.get("canceled"):
@@ -308,7 +309,7 @@ class Watch:
                 yield tuple(Item.read(event["kv"], event.get("type")) for event in found.get("events", ()))
         except (OSError, HTTPException) as error:
             raise EtcdError(_why(error)) from error
-        except _STRANGE as error:
+        except STRANGE as error:
             raise EtcdError(_NOT_ETCD) from error
         finally:
             self._connection.close()

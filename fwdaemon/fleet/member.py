@@ -36,7 +36,7 @@ _MOST_TOLD: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _News:
     """What the watch `by` says: what changed; or, with an `error`, that it has ended."""
 
     by: object
@@ -50,11 +50,11 @@ class Member:
     What it knows is read from other threads by its public methods alone.
     """
 
-    def __init__(self, site: Site, claims: Claims, kept: KeptTable, table: Table, told: Callable[[], None]) -> None:
-        """Begin with the table that is kept; `told` is called from the thread when something is to be looked at."""
+    def __init__(self, site: Site, claims: Claims, kept: KeptTable, table: Table, notify: Callable[[], None]) -> None:
+        """Begin with the table that is kept; `notify` is called from the thread when something is to be looked at."""
         self._site, self._settings, self._prefix = site, site.settings, site.settings.prefix
-        self._claims, self._kept, self._told, self._timing = claims, kept, told, Timing()
-        self._messages: SimpleQueue[_Told | None] = SimpleQueue()
+        self._claims, self._kept, self._notify, self._timing = claims, kept, notify, Timing()
+        self._messages: SimpleQueue[_News | None] = SimpleQueue()
         self._table, self._news = table, list[tuple[Table, Config]]()
         self._reached, self._served = Desired(), dict[str, list[str]]()
         self._heard, self._answering, self._trouble = 0.0, 0, ""
@@ -73,12 +73,12 @@ class Member:
     # --- for other threads ---------------------------------------------------------------------------------------
 
     def start(self, timing: Timing) -> None:
-        """Begin; where no thread is to be had, there is no fleet until the next reload."""
+        """Begin; where no thread is available, there is no fleet until the next reload."""
         self._timing, self._claims.wake = timing, lambda: self._messages.put(None)
         try:
             self._thread.start()
         except RuntimeError as error:
-            self._trouble = f"no thread is to be had: {error}"
+            self._trouble = f"no thread is available: {error}"
 
     def end(self, *, remove: bool = False) -> None:
         """Have it end; with `remove`, give back what this host claims."""
@@ -138,7 +138,7 @@ class Member:
         self._warning.warn(f"etcd: {trouble}; trying again")
         if self._trouble != (said := f"etcd: {trouble}"):
             self._trouble = said
-            self._told()
+            self._notify()
 
     def _disconnect(self) -> None:
         if self._watch is not None:
@@ -163,7 +163,7 @@ class Member:
         if self._trouble:
             self._trouble = ""
             self._warning.settle("etcd answers again")
-            self._told()
+            self._notify()
 
     def _go_on(self) -> None:
         """Do what is to be done now, and wait for more. Raises EtcdError."""
@@ -171,11 +171,11 @@ class Member:
         self._show_presence()
         now = boottime()
         try:
-            told = self._messages.get(timeout=max(0.0, min(self._due.values()) - now))
+            news = self._messages.get(timeout=max(0.0, min(self._due.values()) - now))
         except Empty:
-            told = None
-        if isinstance(told, _Told) and told.by is self._watch:
-            self._hear(told)
+            news = None
+        if isinstance(news, _News) and news.by is self._watch:
+            self._hear(news)
         for what, do in (("renew", self._renew), ("compare", self._compare), ("relist", self._list)):
             if self._due[what] <= boottime():
                 do()
@@ -212,9 +212,10 @@ class Member:
             if not self._client.transact([_has_lease(self._prefix, item, lease.number) for item in some]).succeeded:
                 self._list()
                 return
-            self._claims.confirm(some, lease)
+            held = self._claims.held
+            self._claims.confirm([item for item in some if item in held or not self._claims.is_in_doubt], lease)
         if ours:
-            self._told()
+            self._notify()
 
     def _ours(self) -> list[Address]:
         """Give the addresses that are claimed by the lease we have."""
@@ -233,18 +234,30 @@ class Member:
             self._watch.close()
         prefix = f"{self._prefix}/".encode()
         revision, items = self._client.list(prefix)
+        self._saw(revision)
         self._watch = watch = self._client.watch(prefix, revision + 1)
         threading.Thread(target=_follow, args=(watch, self._messages), name="fleet watch", daemon=True).start()
         self._items, self._heard = {item.key: item for item in items}, boottime()
         self._due |= {"compare": self._heard + self._timing.compare, "relist": self._heard + self._timing.relist}
         self._learn()
 
-    def _hear(self, told: _Told) -> None:
+    def _saw(self, revision: int) -> bool:
+        """Take note of how far the store is, and tell whether its claims are in doubt."""
+        before = self._claims.is_in_doubt
+        self._claims.saw(revision, self._timing.lease)
+        if self._claims.is_in_doubt and not before:
+            _log.warning("etcd has an older state than before; for %d s, no address is claimed", self._timing.lease)
+        return self._claims.is_in_doubt
+
+    def _hear(self, news: _News) -> None:
         """Take in what the watch says. Raises EtcdError where it has ended."""
-        if told.error:
-            raise EtcdError(told.error)
+        if news.error:
+            raise EtcdError(news.error)
         self._heard = boottime()
-        for item in told.items:
+        for item in news.items:
+            self._claims.heard(item.revision)
+            if item.key == host_key(self._prefix, self._self.run) and item.value != self._presence:
+                self._presence = b""  # an earlier try has reached the store late
             if item.is_deleted:
                 self._items.pop(item.key, None)
             else:
@@ -260,7 +273,7 @@ class Member:
         self._heard = boottime()
         # What has just changed may be on its way: it has until the next time.
         if found != known and found == self._lag:
-            raise EtcdError("the watch does not tell what changed")
+            raise EtcdError("the watch does not say what changed")
         self._lag = None if found == known else found
 
     def _learn(self) -> None:
@@ -276,9 +289,10 @@ class Member:
         self._claims.learn_others(others)
         mine = {*self._ours(), *others}
         gone = [address for address in self._claims.held if address not in mine]
-        if gone and self._claims.on_partition is OnPartition.RELEASE:
+        # What is missing in an older state is claimed again, and held meanwhile: no other host had it.
+        if gone and self._claims.on_partition is OnPartition.RELEASE and not self._claims.is_in_doubt:
             self._claims.lose(gone)
-            self._told()
+            self._notify()
 
     def _read(self, table: Table) -> None:
         """Take up another table, unless it is wrong."""
@@ -288,13 +302,13 @@ class Member:
             if self._refused != error.problems:
                 lines.configuration_refused(error.problems, "the table before stays in force")
                 self._refused = error.problems
-                self._told()
+                self._notify()
             return
         self._table, self._refused = table, ()
         self._news = [(table, found)]
         lines.configuration_loaded(f"{TABLE}{self._prefix}, revision {table.revision},")
         self._kept.keep(table)
-        self._told()
+        self._notify()
 
     # --- claims --------------------------------------------------------------------------------------------------
 
@@ -304,6 +318,8 @@ class Member:
         ours = {address: item for address, item in claims.items() if self._is_ours(item)}
         for address in sorted(self._claims.wanted, key=str):
             item = claims.get(address)
+            if self._claims.is_in_doubt and address not in self._claims.held:
+                continue
             if item is None or (address in ours and item.lease != lease.number):
                 self._take(address, lease, item)
         for address in self._claims.superfluous(ours):
@@ -318,18 +334,25 @@ class Member:
         outcome = self._client.transact([compare], [put], [{"request_range": {"key": coded(key)}}])
         self._heard = boottime()
         self._items.pop(key, None)
+        was_in_doubt = self._claims.is_in_doubt
+        if self._saw(outcome.revision) and not was_in_doubt:
+            raise EtcdError("it has an older state than before")
         if outcome.succeeded:
             self._items[key] = Item(key, value, outcome.revision, lease.number)
             self._claims.confirm([address], lease)
         elif outcome.items:
-            self._items[key] = outcome.items[0]
+            self._items[key] = found = outcome.items[0]
+            # The answer to an earlier try may have been lost.
+            if self._is_ours(found) and found.lease == lease.number:
+                self._claims.confirm([address], lease)
             self._learn_claims()
-        self._told()
+        self._notify()
 
     def _release(self, address: Address, item: Item) -> None:
         """Give an address back, which the kernel does not have any more."""
         self._claims.give_back(address)
-        compare = {"key": coded(item.key), "target": "VALUE", "result": "EQUAL", "value": coded(item.value)}
+        # This claim alone: what is sent may reach the store late, after another try and the next claim of ours.
+        compare = {"key": coded(item.key), "target": "MOD", "result": "EQUAL", "mod_revision": item.revision}
         self._client.transact([compare], [{"request_delete_range": {"key": coded(item.key)}}])
         self._items.pop(item.key, None)
 
@@ -346,13 +369,13 @@ class Member:
             self._presence = value
 
 
-def _follow(watch: Watch, messages: "SimpleQueue[_Told | None]") -> None:
+def _follow(watch: Watch, messages: "SimpleQueue[_News | None]") -> None:
     """Pass on what a watch says, in a thread of its own, until it ends."""
     try:
         for items in watch.batches():
-            messages.put(_Told(watch, items))
+            messages.put(_News(watch, items))
     except EtcdError as error:
-        messages.put(_Told(watch, error=str(error)))
+        messages.put(_News(watch, error=str(error)))
 
 
 def _has_lease(prefix: str, address: Address, lease: int) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from fwdaemon.config.loader import TABLE, load, read_table
 from fwdaemon.config.model import Config, Entry, ForwardEntry, NatEntry, RouteEntry
 from fwdaemon.core.text import printable, shown
 from fwdaemon.core.types import FleetSettings, Origin, Subnet
-from fwdaemon.errors import ConfigError, Problem
+from fwdaemon.errors import STRANGE, ConfigError, Problem
 from fwdaemon.resolve.claims import Claims
 from fwdaemon.status.reloads import MOST_KEPT, STATE, replace_whole
 from fwdaemon.status.temporary import record_in, with_temporary
@@ -140,7 +140,7 @@ class KeptTable:
             return Table(settings.prefix, int(record["revision"]), str(record["digest"]), texts)
         except PermissionError:  # a command of a user's
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, *STRANGE) as error:
             _log.warning("the kept table of the fleet cannot be used: %s: %s", self._path, printable(str(error)))
             return None
 
@@ -200,7 +200,7 @@ class _PublicOf:
         self._subnets = [(entry.subnet, entry.origin) for entry in config.routes]
 
     def taker(self, entry: NatEntry | RouteEntry) -> Origin | None:
-        """Tell where one stands that claims some of the same addresses."""
+        """Say where one stands that claims some of the same addresses."""
         if isinstance(entry, NatEntry):
             routed = (origin for subnet, origin in self._subnets if entry.public in subnet)
             return self._single.get(entry.public) or next(routed, None)

@@ -109,7 +109,7 @@ class HairpinPorts:
         Unless `full`, ports that were needed before are not looked at again.
 
         Raises:
-            KernelError: the kernel does not tell its bridge ports.
+            KernelError: the kernel does not give its bridge ports.
 
         """
         needed = _needed(desired)
@@ -358,7 +358,7 @@ class SystemHostNetwork:
         return result
 
     def preview(self, desired: Desired) -> ApplyResult:
-        """Tell which routes and addresses `apply` would add or remove, touching nothing."""
+        """Say which routes and addresses `apply` would add or remove, touching nothing."""
         return joined(
             tried(lambda: self._routes.preview(desired.routes)),
             tried(lambda: self._addresses.preview(desired.nats)),

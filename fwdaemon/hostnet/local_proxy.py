@@ -43,7 +43,7 @@ class LocalProxy:
         self._last_result = ApplyResult()
 
     def apply(self, desired: Desired, *, full: bool = True) -> ApplyResult:
-        """Answer for these forwards and no others, and tell which places are taken, or that it is not so yet."""
+        """Answer for these forwards and no others, and return which places are taken, or that it is not so yet."""
         asked = desired.forwards if desired.localhost else frozenset[Forward]()
         if asked is self._asked and not full:
             return ApplyResult(faults=self._last_result.faults, short=self._last_result.short)
@@ -92,7 +92,7 @@ class LocalProxy:
 
 
 def _started() -> tuple[asyncio.AbstractEventLoop, Thread]:
-    """Start a loop in a thread. Raises KernelError where no thread is to be had, and OSError for descriptors."""
+    """Start a loop in a thread. Raises KernelError where no thread is available, and OSError for descriptors."""
     loop = asyncio.new_event_loop()
     thread = Thread(target=_served, args=(loop,), name="proxy on loopback", daemon=True)
     try:

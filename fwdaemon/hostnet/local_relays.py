@@ -392,7 +392,7 @@ class _Conversation:
 
 @contextmanager
 def _what_is_there() -> Iterator[None]:
-    """Take what can be had: a datagram may be lost, and an error is one that the other end sent."""
+    """Take what there is: a datagram may be lost, and an error is one that the other end sent."""
     try:
         yield
     except OSError:

@@ -82,7 +82,7 @@ class Turns:
         self._until = 0.0
 
     def grants(self, target: Address, now: float) -> bool:
-        """Tell whether to ask for an address, and hold that this is done."""
+        """Whether to ask for an address, and hold that this is done."""
         if now >= self._until:
             self._asked.clear()
             self._until = now + self._seconds
@@ -96,7 +96,7 @@ class Listener:
     """Listens on one interface, in a thread of its own; what that costs is taken from `guests`.
 
     Raises:
-        KernelError: the interface has no MAC addresses, or no thread is to be had.
+        KernelError: the interface has no MAC addresses, or no thread is available.
         OSError: there is no such interface, no descriptor is left, or the kernel refuses the filter: too many subnets.
 
     """
@@ -118,7 +118,7 @@ class Listener:
         try:
             self._thread.start()
         except RuntimeError as error:
-            raise KernelError(f"no thread is to be had: {error}") from error
+            raise KernelError(f"no thread is available: {error}") from error
 
     def serves(self, index: int, duty: Duty) -> bool:
         """Whether it is still at work, with this duty, and on the interface that has this number now."""

@@ -34,7 +34,7 @@ Record: TypeAlias = Mapping[str, str | int]
 
 
 def have_directory(path: Path) -> None:
-    """Make a directory that everybody may enter, whatever our umask, unless it is there. Raises OSError."""
+    """Make a directory that all users may enter, whatever our umask, unless it is there. Raises OSError."""
     with suppress(FileExistsError):
         path.mkdir(mode=0o755)
         path.chmod(0o755)
@@ -59,7 +59,7 @@ class OwnedStateFile:
         return not self._records or self._path.exists()
 
     def write(self, records: Iterable[Record]) -> bool:
-        """Record these and no others, and tell whether they are in the file.
+        """Record these and no others, and return whether they are in the file.
 
         That they cannot be written is a warning, once, and they count even so; the next call tries again.
         """
@@ -265,7 +265,7 @@ class Ipv6Bridges:
         self._addressed = SysctlOverrides(state_file("addr-gen-mode"), Family.IPV6, _MODE, _BY_MAC)
 
     def apply(self, bridges: Collection[str]) -> ApplyResult:
-        """Do so, and tell what was set, and what could not be."""
+        """Do so, and return what was set, and what could not be."""
         self._opened.release(bridges)
         closed = [
             bridge
@@ -310,7 +310,7 @@ class LedTo:
         return dict(choice for record in self._state_file.records if (choice := _led_to_read(record)) is not None)
 
     def keep(self, chosen: Chosen) -> bool:
-        """Keep these choices and no others, and tell whether that was done."""
+        """Keep these choices and no others, and return whether that was done."""
         return self._state_file.write(
             {"domain": str(uuid), "family": family.name, "mac": mac} for (uuid, family), mac in chosen.items()
         )
@@ -359,7 +359,7 @@ class Learned:
     def keep(
         self, domains: Collection[ObservedDomain], said: Mapping[UUID, Iterable[MacClaim]], near: Iterable[Neighbour]
     ) -> bool:
-        """Keep this and nothing else, in its order, and tell whether that was done."""
+        """Keep this and nothing else, in its order, and return whether that was done."""
         present = [(_run(seen), seen.domain.interfaces) for seen in domains if seen.instance >= 0]
         runs = {interface.mac: run for run, interfaces in present for interface in interfaces}
         agents = ((run, claim) for run, _ in present for claim in said.get(run[0], ()))

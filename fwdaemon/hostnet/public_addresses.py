@@ -151,7 +151,7 @@ def _bridges(desired: Desired, ports: frozenset[_Place]) -> set[_Place]:
 
 # Holds the public addresses of 1:1 guests on the interfaces that are to have them.
 #
-# An address that the host has without us is left alone, wherever it is. The kernel does not tell whose an address is,
+# An address that the host has without us is left alone, wherever it is. The kernel does not say whose an address is,
 # so ours are recorded. Each that is added is announced, since neighbours may still know it elsewhere.
 
 #
@@ -226,7 +226,7 @@ class PublicAddresses:
         )
 
     def preview(self, nats: frozenset[Nat]) -> ApplyResult:
-        """Tell what `apply` would find and do now, touching nothing.
+        """Say what `apply` would find and do now, touching nothing.
 
         Raises:
             KernelError: the kernel does not list the host's addresses.

@@ -79,7 +79,7 @@ class RouteKeeper:
         )
 
     def preview(self, routes: frozenset[Route]) -> ApplyResult:
-        """Tell what `apply` would find and do now, touching nothing.
+        """Say what `apply` would find and do now, touching nothing.
 
         Raises:
             KernelError: the kernel does not list its routes.
@@ -111,7 +111,7 @@ def _bridges(routes: Iterable[Route], family: Family) -> set[str]:
 
 
 def _sorted_out(kernel: Rtnetlink, routes: Iterable[Route]) -> tuple[frozenset[Route], list[KernelRoute]]:
-    """Tell which routes the kernel has from us, and which it has that are not among them, or were changed."""
+    """Say which routes the kernel has from us, and which it has that are not among them, or were changed."""
     indices = ((route, interface_index(route.bridge)) for route in routes)
     wanted = {(route.subnet, index): route for route, index in indices if index is not None}
     present, superfluous = set(), []
@@ -263,7 +263,7 @@ class Forwarding:
         return frozenset((family, name) for name in found if is_interface_name(name))
 
     def apply(self, desired: Desired, *, allowed: bool) -> ApplyResult:
-        """Turn on what is needed and off, and tell what is not on though it is needed."""
+        """Turn on what is needed and off, and return what is not on though it is needed."""
         result = ApplyResult()
         for family in Family:
             needed = _crossed(desired, family) if family in desired.families else frozenset[str]()

@@ -12,7 +12,8 @@ import libvirt
 from fwdaemon.core.inventory import LibvirtObservation, Move
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.errors import LibvirtUnavailableError
-from fwdaemon.hypervisor.reader import Reader, is_unsupported, unavailable
+from fwdaemon.hypervisor.networks import DNSMASQ_DIRECTORY, DhcpFiles, is_unsupported, unavailable
+from fwdaemon.hypervisor.reader import Reader
 from fwdaemon.hypervisor.xml import NAMESPACE
 from fwdaemon.kernel.process import find_program
 
@@ -72,39 +73,39 @@ _CLOSE_REASON = ("an input/output error", "the end of the stream", "no answer to
 
 
 def domain_lifecycle(name: str, event: int, detail: int) -> Reason:
-    """Tell a domain's lifecycle event, with `detail` where it says more, as why a domain stopped."""
+    """Name a domain's lifecycle event, with `detail` where it says more, as why a domain stopped."""
     why = _DETAILS.get(event, {}).get(detail)
     text = f"{_word(_LIFECYCLE, event)}{f' ({why})' if why else ''}"
     return Reason(ReasonKind.DOMAIN, name, text, by_guest=(event, detail) in _BY_GUEST)
 
 
 def migrated(event: int, detail: int) -> Move | None:
-    """Tell whether a lifecycle event says that a domain is being received, or that it ended as another host has it."""
+    """Whether a lifecycle event says that a domain is being received, or that it ended as another host has it."""
     return _MIGRATED.get((event, detail))
 
 
 def domain_rebooted(name: str) -> Reason:
-    """Tell that the guest rebooted without its domain stopping."""
+    """Say that the guest rebooted without its domain stopping."""
     return Reason(ReasonKind.DOMAIN, name, "rebooted", by_guest=True)
 
 
 def domain_devices_changed(name: str) -> Reason:
-    """Tell that a device was plugged in or out."""
+    """Say that a device was plugged in or out."""
     return Reason(ReasonKind.DEVICES, name)
 
 
 def agent_lifecycle(name: str, state: int) -> Reason:
-    """Tell that the guest agent came or went."""
+    """Say that the guest agent came or went."""
     return Reason(ReasonKind.AGENT, name, _AGENT_STATE.get(state, "changed"))
 
 
 def network_lifecycle(name: str, event: int) -> Reason:
-    """Tell a network's lifecycle event."""
+    """Name a network's lifecycle event."""
     return Reason(ReasonKind.NETWORK, name, _word(_NETWORK_LIFECYCLE, event))
 
 
 def close_reason(reason: int) -> str:
-    """Tell why libvirt's client closed a connection."""
+    """Say why libvirt's client closed a connection."""
     return _word(_CLOSE_REASON, reason)
 
 
@@ -129,6 +130,8 @@ _KEEPALIVE_COUNT = 3
 # Where it is not installed, the hypervisor's daemon has the networks, or there are none.
 _NETWORK_DAEMON = "virtnetworkd"
 _SCHEMES_WITH_NETWORK_DAEMON = frozenset({"qemu", "lxc", "xen"})
+# The networks whose DHCP servers' files are where this program looks for them.
+_OF_THIS_HOST = "network:///system"
 
 Callback = Callable[..., None]
 
@@ -151,7 +154,7 @@ class LibvirtConnection:
         self.uri = uri
         self._trigger = trigger
         self._lost = lost
-        self._reader = Reader(uri)
+        self._reader = Reader(uri, DhcpFiles(DNSMASQ_DIRECTORY) if network_uri(uri) == _OF_THIS_HOST else None)
         self._hypervisor: libvirt.virConnect | None = None
         self._networks: libvirt.virConnect | None = None
         self._deregister: list[Callable[[], object]] = []
@@ -298,7 +301,7 @@ class LibvirtConnection:
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, metadata)
 
     def _news(self, domain: libvirt.virDomain, reason: Reason, move: Move | None = None) -> None:
-        """Tell what happened; of what happens again before anybody has looked, nothing more is to be said."""
+        """Say what happened; of what happens again before a look was taken, nothing more is to be said."""
         uuid = domain.UUIDString()
         (self._on_their_own.add if reason.by_guest else self._on_their_own.discard)(uuid)
         if (uuid, reason) in self._repeated:

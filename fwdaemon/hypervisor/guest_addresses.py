@@ -1,4 +1,4 @@
-"""What libvirt does not tell of guests' addresses: their agents are asked, and its DHCP servers' files are watched.
+"""What libvirt does not say of guests' addresses: their agents are asked, and its DHCP servers' files are watched.
 
 A guest agent is asked only while its domain has no address from a better source, one at a time, on a thread of its own:
 an agent that hangs costs other agents some seconds, and no one else anything. What it said stands while that run of its
@@ -33,6 +33,7 @@ from fwdaemon.core.text import shown
 from fwdaemon.core.types import Job
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hypervisor.connection import open_with_keepalive
+from fwdaemon.hypervisor.networks import DNSMASQ_DIRECTORY
 from fwdaemon.hypervisor.xml import guest_address, normal_mac
 from fwdaemon.kernel.memory import have_threads
 from fwdaemon.kernel.process import Worker
@@ -159,7 +160,7 @@ class AgentRounds:
         claims: tuple[MacClaim, ...] = ()
         try:
             claims = await self._worker.submit(partial(self._answer, domain.uuid))
-        except PortfwdError as error:  # no thread is to be had, either
+        except PortfwdError as error:  # no thread is available, either
             if (short := shortage(error)) is not None:
                 self._warning.warn(f"guest agents are not asked: {short}; trying again, less and less often")
             _log.debug("domain %s: %s", shown(domain.name), error)
@@ -250,7 +251,6 @@ def agent_claims(answer: dict[str, dict[str, Any]]) -> tuple[MacClaim, ...]:
 
 # The files of libvirt's DHCP servers.
 
-DNSMASQ_DIRECTORY: Final = Path("/var/lib/libvirt/dnsmasq")
 _CHANGES: Final = frozenset({"created", "modified", "moved", "deleted"})
 _LEASES: Final = ".status"
 _REASONS: Final = {".hostsfile": ReasonKind.RESERVATIONS}
@@ -270,7 +270,7 @@ _STOPPED: Final = "called when the thread is inactive"
 class LeaseWatch:
     """Calls `trigger` with a reason, on the loop's thread, when leases or reservations change.
 
-    watchdog's threads live from `start` to `close`. What they take is taken from `guests`.
+    watchdog's threads live from `start` to `close`. What they take is taken from `guests`; `news` tells what is news.
     """
 
     def __init__(self, trigger: Trigger, guests: Budget, directory: Path = DNSMASQ_DIRECTORY) -> None:
@@ -278,7 +278,7 @@ class LeaseWatch:
         self._directory = directory
         self._observer: Any = None  # watchdog's Observer is a variable, not a type
         self._watched: Path | None = None
-        self._news = LeaseNews(time.monotonic)
+        self.news = LeaseNews(time.monotonic)
         self._received = 0
         self._resting: asyncio.TimerHandle | None = None
         self._warning, self._pauses = WarnOnce(), Backoff(_AGAIN_S, _AGAIN_AT_MOST_S)
@@ -299,8 +299,9 @@ class LeaseWatch:
         self._observer = None
 
     def follow(self, guests: AbstractSet[str], awaited: AbstractSet[str]) -> None:
-        """See `LeaseNews.follow`."""
-        self._news.follow(guests, awaited)
+        """Take what an inventory found, and tell of what changed meanwhile for guests that it was the first to see."""
+        for bridge, kind in self.news.follow(guests, awaited):
+            self._trigger(Reason(kind, bridge))
 
     def dispatch(self, event: "FileSystemEvent") -> None:
         """Take an event on watchdog's thread; this is all that watchdog asks of a handler."""
@@ -315,7 +316,7 @@ class LeaseWatch:
         if self._observer is None or self._resting is not None:
             return
         if path.parent == self._directory:
-            kind = self._news.kind(path.stem, leases) if path.suffix == _LEASES else _REASONS.get(path.suffix)
+            kind = self.news.kind(path.stem, leases) if path.suffix == _LEASES else _REASONS.get(path.suffix)
             if kind is not None:
                 self._trigger(Reason(kind, path.stem))
         elif self._aim() and self._watched == self._directory:
@@ -348,7 +349,7 @@ class LeaseWatch:
             if self._observer is None:
                 self._observer = _started_observer()
             moved = self._aimed()
-        except (OSError, RuntimeError) as error:  # no watch, descriptor or thread is to be had
+        except (OSError, RuntimeError) as error:  # no watch, descriptor or thread is available
             self._later(error)
             return False
         self._warning.settle(f"{self._directory} is watched again")

@@ -174,7 +174,7 @@ class LibvirtLink:
         exposure = self._worker.submit(partial(_open, connection, listens=listens))
         try:
             self._last = await exposure
-        except PortfwdError as error:  # no thread is to be had, either
+        except PortfwdError as error:  # no thread is available, either
             self._down(str(error))
             return False
         except asyncio.CancelledError:
@@ -297,7 +297,7 @@ class EventLoop:
         """Register the loop with libvirt and run it.
 
         Raises:
-            KernelError: no thread or no descriptor is to be had; to try again is fine.
+            KernelError: no thread or descriptor is available; to try again is fine.
 
         """
         try:

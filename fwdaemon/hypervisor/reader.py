@@ -1,75 +1,38 @@
-"""Takes the observation: what libvirt says of all domains and networks, in as few calls as it can be had.
+"""Takes the observation: what libvirt says of all domains and networks, in as few calls as possible.
 
-Two calls list the networks; then one for each of them, one more for each active network, and some for each domain
-in doubt: it is looked up, asked for its state and, if it runs, for its definition. After each event about it a domain
-is in doubt, and now and then all are, which then are listed by two calls. One that does not run here, because it is
-migrating, always is.
+Some calls are for each domain in doubt: it is looked up, asked for its state and, if it runs, for its definition. After
+each event about it a domain is in doubt, and now and then all are, which then are listed by two calls. One that does
+not run here, because it is migrating, always is. Of networks that are in doubt, two calls list all, and one for each
+tells its definition; see `fwdaemon.hypervisor.networks`.
 Domains and networks that go away in the middle are normal, and simply not there. If libvirt stays, but cannot answer
 for one of them (a lease file it cannot read, a domain whose lock is held), or not so that we understand it, what it
 said the last time stands in: one broken guest must not blind us to the others.
 """
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from uuid import UUID
-from xml.etree.ElementTree import ParseError
 
 import libvirt
 
 from fwdaemon.core.inventory import (
-    AddressSource,
     Domain,
-    LearnedAddress,
     LibvirtObservation,
-    MacClaim,
     Metadata,
     Move,
     ObservedDomain,
-    ObservedNetwork,
 )
-from fwdaemon.core.text import shown
-from fwdaemon.errors import LibvirtUnavailableError
+from fwdaemon.hypervisor.networks import Answers, DhcpFiles, Key, NetworkReader, is_gone
 from fwdaemon.hypervisor.xml import (
     DomainDevices,
     DomainState,
     domain_state,
-    guest_address,
     move,
-    normal_mac,
     parse_domain,
-    parse_network,
 )
-
-# libvirt's errors by what they mean: gone meanwhile, not supported by this driver, or no answer at all.
-_GONE = frozenset(
-    {
-        libvirt.VIR_ERR_NO_DOMAIN,
-        libvirt.VIR_ERR_NO_NETWORK,
-        libvirt.VIR_ERR_OPERATION_INVALID,  # "domain is not running", "network is not active"
-    }
-)
-
-
-def is_gone(error: libvirt.libvirtError) -> bool:
-    """Tell whether the domain or network is no longer there, or no longer active."""
-    return error.get_error_code() in _GONE
-
-
-def is_unsupported(error: libvirt.libvirtError) -> bool:
-    """Tell whether this driver cannot do it at all."""
-    return error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT
-
-
-def unavailable(uri: str, error: libvirt.libvirtError) -> LibvirtUnavailableError:
-    """Turn libvirt's error into ours, one sentence."""
-    return LibvirtUnavailableError(f"libvirt at {uri} does not answer: {error.get_error_message() or error}")
-
-
-_log = logging.getLogger(__name__)
 
 _PAUSED_OR_CRASHED: Final = libvirt.VIR_CONNECT_LIST_DOMAINS_PAUSED | libvirt.VIR_CONNECT_LIST_DOMAINS_OTHER
 _MOST_DEPARTED: Final = 1000
@@ -79,18 +42,12 @@ _MANY_NEW: Final = 100
 _LIST: Final = ""
 _SHUT_OFF: Final = (DomainState.DOWN, DomainState.ENDED, DomainState.GONE)
 
-T = TypeVar("T")
-Key = tuple[str, str]
-
 
 class Reader:
     """Reads one connection; it remembers the last good answer about each domain and network, and what is in doubt."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._answers: dict[Key, Any] = {}
-        self._asked: dict[Key, Any] = {}
-        self._silent: set[Key] = set()
+    def __init__(self, uri: str, files: DhcpFiles | None = None) -> None:
+        self._answers = Answers(uri)
         self._known: dict[str, ObservedDomain] = {}
         self._before: dict[str, ObservedDomain] = {}
         self._parsed: dict[str, tuple[int, DomainDevices]] = {}
@@ -100,6 +57,7 @@ class Reader:
         self._listed: dict[str, int] = {}
         self._in_doubt: set[str] = set()
         self._wants_list = True
+        self._networks = NetworkReader(self._answers, files)
 
     def invalidate(self, uuid: str | None = None, move: Move | None = None) -> None:
         """Have a domain asked again the next time, or all of them. May be called from any thread.
@@ -118,12 +76,11 @@ class Reader:
     def observe(self, hypervisor: libvirt.virConnect, networks: libvirt.virConnect) -> LibvirtObservation:
         """Take one observation. Raises `libvirt.libvirtError` when libvirt does not answer."""
         self._forget_invalidated()
-        self._asked = {}
+        self._answers.begin()
         domains = tuple(self._domains(hypervisor))
         macs = {interface.mac for seen in domains for interface in seen.domain.interfaces}
-        observation = LibvirtObservation(domains, tuple(self._networks(networks, macs)))
-        self._answers = self._asked
-        self._silent &= self._asked.keys()
+        observation = LibvirtObservation(domains, tuple(self._networks.observe(networks, macs)))
+        self._answers.end()
         return observation
 
     def _domains(self, connection: libvirt.virConnect) -> list[ObservedDomain]:
@@ -133,7 +90,7 @@ class Reader:
             seen = self._domain(*asked[uuid], uuid) if uuid in asked else self._as_known(uuid)
             if seen is not None:
                 observed[uuid] = seen
-        self._known = {uuid: seen for uuid, seen in observed.items() if _devices(uuid) not in self._silent}
+        self._known = {uuid: seen for uuid, seen in observed.items() if not self._answers.is_silent(_devices(uuid))}
         self._before = observed | _departed(
             self._before, observed, self._handed_over | set(filter(self._ran_in_part, self._received))
         )
@@ -186,7 +143,7 @@ class Reader:
         known = self._known.get(uuid)
         if known is None or known.instance != self._listed[uuid] or known.domain.move is not None:
             return None
-        self._asked[_devices(uuid)] = self._answers.get(_devices(uuid))
+        self._answers.keep(_devices(uuid))
         return known
 
     def _forget_invalidated(self) -> None:
@@ -196,6 +153,7 @@ class Reader:
                 self._known.clear()
             if not uuid:
                 self._wants_list = True
+                self._networks.invalidate()
                 continue
             self._known.pop(uuid, None)
             self._in_doubt.add(uuid)
@@ -215,7 +173,7 @@ class Reader:
         if now in (DomainState.STARTING, DomainState.CRASHED):
             returning, metadata = now is DomainState.STARTING, self._last_metadata(uuid)
             return ObservedDomain(Domain(name, UUID(uuid), running=False, returning=returning, metadata=metadata))
-        devices = self._ask(key, domain, lambda: self._devices(uuid, domain.XMLDesc()))
+        devices = self._answers.ask(key, domain, lambda: self._devices(uuid, domain.XMLDesc()))
         if devices is None or now is None:
             return None
         moving = self._move(now, uuid, instance)
@@ -232,11 +190,11 @@ class Reader:
 
     def _domain_state(self, domain: libvirt.virDomain, uuid: str) -> DomainState | None:
         """Ask where a domain stands; libvirt counts those that crashed, and those on the move, as active."""
-        state: Any = self._ask(("state", uuid), domain, domain.state)
+        state: Any = self._answers.ask(("state", uuid), domain, domain.state)
         return None if state is None else domain_state(*state)
 
     def _move(self, now: DomainState, uuid: str, instance: int) -> Move | None:
-        """Tell which way an active domain is moving, and remember that it was received until it runs here wholly.
+        """Say which way an active domain is moving, and remember that it was received until it runs here wholly.
 
         A copy whose source has died shuts down, too, and has never run here.
         """
@@ -255,12 +213,12 @@ class Reader:
         return before is not None and before.instance == instance and has_run
 
     def _ran_in_part(self, uuid: str) -> bool:
-        """Tell whether a domain was seen running here while another host had part of its memory, and may go on."""
+        """Whether a domain was seen running here while another host had part of its memory, and may go on."""
         before = self._before.get(uuid)
         return uuid in self._received and before is not None and before.domain.running
 
     def _ended(self, domain: libvirt.virDomain, uuid: str, now: DomainState | None) -> Domain:
-        """Tell of a domain that does not run whether it was handed over, as what it did last, or libvirt, says.
+        """Say of a domain that does not run whether it was handed over, as what it did last, or libvirt, says.
 
         Where it was not, it may be rebooting; how it ended is asked once, unless it is known `now`.
         """
@@ -283,49 +241,6 @@ class Reader:
         """Give the last metadata of a domain that does not run any more: it may be rebooting, or be on another host."""
         before = self._before.get(uuid)
         return None if before is None else before.domain.metadata
-
-    def _networks(self, connection: libvirt.virConnect, macs: AbstractSet[str]) -> list[ObservedNetwork]:
-        try:
-            networks = connection.listAllNetworks()
-            active = {n.UUIDString() for n in connection.listAllNetworks(libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE)}
-        except libvirt.libvirtError as error:
-            if is_unsupported(error):
-                return []
-            raise
-        observed = (self._network(network, macs, active=network.UUIDString() in active) for network in networks)
-        return [network for network in observed if network is not None]
-
-    def _network(self, network: libvirt.virNetwork, macs: AbstractSet[str], *, active: bool) -> ObservedNetwork | None:
-        uuid = network.UUIDString()
-        definition = self._ask(("network", uuid), network, lambda: parse_network(network.XMLDesc(), active=active))
-        if definition is None:
-            return None
-        leases = self._ask(("leases", uuid), network, lambda: _leases(network, macs)) if active else None
-        return ObservedNetwork(definition.network, definition.reservations + (leases or ()))
-
-    def _ask(self, key: Key, subject: libvirt.virDomain | libvirt.virNetwork, question: Callable[[], T]) -> T | None:
-        """Ask; `None` if the subject is gone or has no such thing, and the last answer if libvirt cannot tell now."""
-        answer: T | None
-        try:
-            answer = question()
-        except libvirt.libvirtError as error:
-            if is_gone(error) or is_unsupported(error):
-                return None
-            if not _is_alive(subject):
-                raise
-            answer = self._last_answer(key, subject.name(), error)
-        except (ParseError, ValueError) as error:
-            answer = self._last_answer(key, subject.name(), error)
-        else:
-            self._silent.discard(key)
-        self._asked[key] = answer
-        return answer
-
-    def _last_answer(self, key: Key, name: str, error: Exception) -> Any:
-        if key not in self._silent:
-            self._silent.add(key)
-            _log.warning("libvirt at %s does not report the %s of %s: %s", self._uri, key[0], shown(name), error)
-        return self._answers.get(key)
 
 
 def _devices(uuid: str) -> Key:
@@ -355,36 +270,3 @@ def _departed(
 def _left(domain: Domain) -> Domain:
     """Say of a domain that another host has it."""
     return replace(domain, running=False, interfaces=(), move=Move.GONE, returning=False, instance=-1)
-
-
-def _is_alive(subject: libvirt.virDomain | libvirt.virNetwork) -> bool:
-    """Tell whether the connection it came from still stands; asks only this side of it."""
-    connection: libvirt.virConnect = subject.connect()  # type: ignore[no-untyped-call]
-    return bool(connection.isAlive())
-
-
-def _leases(network: libvirt.virNetwork, macs: AbstractSet[str]) -> tuple[MacClaim, ...]:
-    leases: Any = network.DHCPLeases()
-    return lease_claims(leases, macs)
-
-
-def lease_claims(leases: list[dict[str, Any]], macs: AbstractSet[str]) -> tuple[MacClaim, ...]:
-    """Read the leases of an active network that these MAC addresses have, the newest first.
-
-    A MAC address can have several, one per client ID. Those of others are not kept: who sends from many MAC addresses
-    can have as many as the network has addresses.
-    """
-    claims = (_lease(lease, macs) for lease in sorted(leases, key=_expiry, reverse=True))
-    return tuple(claim for claim in claims if claim is not None)
-
-
-def _expiry(lease: dict[str, Any]) -> float:
-    """Give when a lease ends; 0 is libvirt's word for never."""
-    return lease["expirytime"] or float("inf")
-
-
-def _lease(lease: dict[str, Any], macs: AbstractSet[str]) -> MacClaim | None:
-    mac, address = normal_mac(lease["mac"]), guest_address(lease["ipaddr"])
-    if mac is None or mac not in macs or address is None:
-        return None
-    return MacClaim(mac, LearnedAddress(address, AddressSource.LEASE))

@@ -83,7 +83,7 @@ _NOT_HERE: Final = {
 
 
 def domain_state(state: int, reason: int) -> DomainState:
-    """Tell where a domain stands by its state, and the reason libvirt gives for it."""
+    """Say where a domain stands by its state, and the reason libvirt gives for it."""
     if state == _CRASHED:
         return DomainState.CRASHED
     if state == _PAUSED:
@@ -102,7 +102,7 @@ def _ended(reason: int) -> DomainState:
 
 
 def move(now: DomainState, *, ran_here: bool, received: bool, before: Move | None = None) -> Move | None:
-    """Tell which way an active domain is moving; one that ends goes on as `before`.
+    """Say which way an active domain is moving; one that ends goes on as `before`.
 
     `ran_here` says that this run of it was seen running on this host, `received` that it came from another host, and
     was not seen running here with all its memory.
@@ -162,7 +162,7 @@ def parse_domain(xml: str) -> DomainDevices:
     )
 
 
-# What a domain asks for in its own definition: metadata is anybody's XML, of up to 4 MB.
+# What a domain asks for in its own definition: metadata is any XML, of up to 4 MB.
 NAMESPACE: Final = "urn:kvm-portfwd:1"
 _FORWARDS: Final = f"{{{NAMESPACE}}}forwards"
 # How much text, and how many elements, a domain may ask with.
@@ -271,7 +271,7 @@ def _own_name(tag: str) -> str:
 
 
 def parse_network(xml: str, *, active: bool) -> NetworkDefinition:
-    """Read a network's XML; `active` is libvirt's word, as the XML does not tell."""
+    """Read a network's XML; `active` is libvirt's word, as the XML does not say."""
     root = ET.fromstring(xml)  # noqa: S314 - libvirt's own XML, see the module's docstring
     bridge, forward = root.find("bridge"), root.find("forward")
     addresses = tuple(_network_address(element) for element in root.iterfind("ip") if "address" in element.attrib)

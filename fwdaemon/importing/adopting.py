@@ -127,7 +127,7 @@ class Adopter:
     blocked: str = ""
 
     def adopt(self, candidate: Candidate) -> bool:
-        """Add forwards for what was let in, or comments; tell whether anything was.
+        """Add forwards for what was let in, or comments; return whether anything was.
 
         Raises:
             GrammarError: no forward can say what the rule asks for, whatever other rules do.
@@ -244,7 +244,7 @@ class Adopter:
         self.leave_out(candidate, stopped)
 
     def _remark_rest(self, candidate: Candidate, cut: Iterable[Stop], unsaid: Iterable[str]) -> None:
-        """Tell what of a rule its forwards do not take."""
+        """Say what of a rule its forwards do not take."""
         line, stopped = self._line(candidate.line), self.named(lines_of(cut))
         for error in unsaid:
             why = f"{stopped} stopped a part, and the rest cannot be said: {error}" if stopped else error
@@ -253,7 +253,7 @@ class Adopter:
             self.findings.note(line, f"{candidate.host}: only what {stopped} left to it")
 
     def _remark_spread(self, candidate: Candidate, spread: Iterable[Stop]) -> None:
-        """Tell which clients a forward does not take on any address, though the rule took them on some."""
+        """Say which clients a forward does not take on any address, though the rule took them on some."""
         if lines := lines_of(spread):
             said = f"{candidate.host}: the clients of {self.named(lines)} are left out, not only on its address"
             self.findings.warn(self._line(candidate.line), f"{said}: while its guest is down they would come here")

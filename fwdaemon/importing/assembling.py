@@ -220,7 +220,7 @@ def _live(
 
 
 def _remark_fallbacks(files: Iterable[Findings], live: Collection[Forward]) -> None:
-    """Tell whose clients come to another guest while theirs is down."""
+    """Say whose clients come to another guest while theirs is down."""
     said: dict[tuple[Origin, str], None] = {}
     for first, then in fallbacks(live):
         clients = f"clients of {first.listen}, which line {first.origin.line} leads to {first.address},"

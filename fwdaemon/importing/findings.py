@@ -279,7 +279,7 @@ class Kind(StrEnum):
 
 
 def recognise(file: Path, text: str) -> Kind:
-    """Tell the kind of a file.
+    """Give the kind of a file.
 
     Raises:
         BrokenFileError: it is none of them.
@@ -291,7 +291,7 @@ def recognise(file: Path, text: str) -> Kind:
 
 
 def _of_whole(text: str) -> Kind | None:
-    """Tell the kind of a text that is one thing from its beginning to its end."""
+    """Give the kind of a text that is one thing from its beginning to its end."""
     match = _LEADING_COMMENTS.match(text)
     if match is not None and _JSON.match(text, match.end()):
         return Kind.HOOKS_JSON

@@ -238,7 +238,7 @@ class Carrier:
     names: Mapping[int, Address] = field(default_factory=dict)
 
     def carry(self, sending: Sending) -> bool:
-        """Write what a rule sent to a guest; tell whether anything comes to the rule."""
+        """Write what a rule sent to a guest; return whether anything comes to the rule."""
         packets = _asked_from_outside(sending.asks, self.adopter.ruleset.space)
         if packets is None:
             return False

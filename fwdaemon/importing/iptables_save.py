@@ -126,7 +126,7 @@ class Pairs:
         return cls(Carrier(adopter, nat.way_out, (nat.chain("POSTROUTING"),), dict(_names(nat))), nat)
 
     def carry(self, rule: RuleLine) -> bool:
-        """Write a rule as a `[[nat]]`, or a comment on why it is none; tell whether it may be one of a pair at all."""
+        """Write a rule as a `[[nat]]`, or a comment why it is none; return whether it may be one of a pair."""
         asked = self.nat.asked(rule)
         is_whole = all(Field.PROTOCOL not in match and Field.DESTINATION in match for match in asked)
         if self.nat.asks[rule.number].unread or not is_whole:
@@ -173,7 +173,7 @@ class Reader:
             self._leave_out(rule, f"what {quote(rule.target)} does is not followed")
 
     def _read_rule(self, rule: RuleLine) -> bool:
-        """Read a rule; tell whether connections from outside may come to it."""
+        """Read a rule; return whether connections from outside may come to it."""
         try:
             self._refuse_tangled()
             return self.pairs.carry(rule) or self._is_read(rule, list(self.nat.candidates(rule)))

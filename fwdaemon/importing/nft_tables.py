@@ -276,7 +276,7 @@ class _Reader:
         return bool(words) or kind == "ruleset"
 
     def define(self, statement: tuple[Item, ...]) -> bool:
-        """Take note of a variable; tell whether the statement is one."""
+        """Take note of a variable; return whether the statement is one."""
         if not is_mark(statement[0], "define", "redefine") or len(statement) < 4 or not is_mark(statement[2], "="):  # noqa: PLR2004  define, name, =, value
             return False
         self.variables[_text(statement[1:2])] = tuple(self._filled(statement[3:]))

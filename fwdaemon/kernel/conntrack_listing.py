@@ -168,7 +168,7 @@ class Entry:
     labels: bytes = b""
 
     def has(self, label: int) -> bool:
-        """Tell for certain whether it has a label."""
+        """Say for certain whether it has a label."""
         return _holds(self.labels, label)
 
 
@@ -192,7 +192,7 @@ class Event:
     size: int | None = None
 
     def has(self, label: int) -> bool:
-        """Tell whether it has a label; the kernel says so when it begins."""
+        """Whether it has a label; the kernel says so when it begins."""
         return _holds(self.labels, label)
 
 
@@ -247,7 +247,7 @@ def sent_to(address: bytes) -> re.Pattern[bytes]:
 
 
 def has_label(message: Message, label: int) -> bool:
-    """Tell for certain whether a connection has a label, without reading the rest of it."""
+    """Say for certain whether a connection has a label, without reading the rest of it."""
     return labelled(label).search(message.body) is not None and _holds(_found(message).get(_LABELS, b""), label)
 
 
@@ -257,7 +257,7 @@ def _holds(labels: bytes, label: int) -> bool:
 
 
 def _octet(bit: int) -> int:
-    """Tell in which octet of a connection's labels a bit is."""
+    """Say in which octet of a connection's labels a bit is."""
     word, at = divmod(bit, 8 * _WORD)
     return word * _WORD + (at // 8 if sys.byteorder == "little" else _WORD - 1 - at // 8)
 
@@ -309,7 +309,7 @@ def read_flow(message: Message) -> Flow | None:
 
 
 def may_be_expected(message: Message) -> bool:
-    """Tell quickly whether a connection may be one that another expected; `Entry.master` says for certain."""
+    """Say quickly whether a connection may be one that another expected; `Entry.master` says for certain."""
     return _EXPECTED in message.body
 
 

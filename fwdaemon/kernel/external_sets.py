@@ -115,7 +115,7 @@ class Externals:
         self.news()
 
     def take_added(self) -> Added:
-        """Tell what there was more since the last time."""
+        """Say what there was more since the last time."""
         with self._lock:
             added, self._added = self._added, Added()
         return added

@@ -76,7 +76,7 @@ class KernelChanges:
         self._silent = frozenset()
 
     def answers(self, address: Address, mac: str) -> bool:
-        """Tell whether a guest may be at its configured address: it has not failed to answer. From any thread."""
+        """Whether a guest may be at its configured address: it has not failed to answer. From any thread."""
         return (address.packed, bytes.fromhex(mac.replace(":", ""))) not in self._silent
 
     def forget(self) -> None:
@@ -160,15 +160,15 @@ class NetlinkWatch:
             raise KernelError(f"the kernel does not report changes to addresses: {error}") from error
 
     def watch_macs(self, macs: AbstractSet[str]) -> None:
-        """Say which MAC addresses guests have; those of everybody else are of no interest."""
+        """Say which MAC addresses guests have; all others are of no interest."""
         self._changes.watch_macs(macs)
 
     def watch_addresses(self, configured: Iterable[Address]) -> None:
-        """Say which addresses the configuration gives to guests, so that `answers` can tell of them."""
+        """Say which addresses the configuration gives to guests, so that `answers` can report them."""
         self._changes.watch_addresses(configured)
 
     def answers(self, address: Address, mac: str) -> bool:
-        """Tell whether a guest may be at its configured address: it has not failed to answer. From any thread."""
+        """Whether a guest may be at its configured address: it has not failed to answer. From any thread."""
         return self._changes.answers(address, mac)
 
     def close(self) -> None:
@@ -184,7 +184,7 @@ class NetlinkWatch:
             self._subscription.pause(rest)
 
     def _take(self, source: socket.socket) -> bool:
-        """Take one datagram, and tell whether there may be another."""
+        """Take one datagram, and return whether there may be another."""
         try:
             datagram = source.recv(_DATAGRAM_SIZE)
         except (BlockingIOError, InterruptedError):

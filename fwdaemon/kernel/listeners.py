@@ -57,7 +57,7 @@ def read(protocol: Protocol, body: bytes, devices: Mapping[int, str]) -> Listene
 
 
 def _taken(address: Address, *, only_ipv6: bool) -> tuple[frozenset[Family], Address | None]:
-    """Tell what comes to an address; all of IPv6 is all of IPv4 too, unless the socket says otherwise (ipv6(7))."""
+    """Say what comes to an address; all of IPv6 is all of IPv4 too, unless the socket says otherwise (ipv6(7))."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     if mapped is not None:
         return frozenset({Family.IPV4}), None if mapped.is_unspecified else mapped
@@ -155,8 +155,8 @@ def _hierarchies() -> list[str]:
 def hierarchies(mounts: bytes) -> list[str]:
     """Give where control groups of version 2 are, from /proc/self/mounts.
 
-    Names in it are anybody's who may mount. The kernel writes blanks, tabs and line breaks in them as numbers, but none
-    of the other characters at which Python parts lines and words.
+    Names in it are chosen by users who may mount. The kernel writes blanks, tabs and line breaks in them as numbers,
+    but none of the other characters at which Python parts lines and words.
     """
     parted = (line.split(" ") for line in os.fsdecode(mounts).split("\n"))
     return [words[1] for words in parted if words[2:3] == ["cgroup2"]]
@@ -178,7 +178,7 @@ def listeners() -> list[Listener]:
     """List the sockets that wait for TCP, UDP or SCTP; a kernel without one of these has none of it.
 
     Raises:
-        KernelError: the kernel does not tell.
+        KernelError: the kernel does not answer.
 
     """
     try:
@@ -210,7 +210,7 @@ def _listed(listing: Listing) -> Iterable[Listener] | None:
 
 
 def ports_in_use(listing: Listing = listeners) -> frozenset[Occupied] | None:
-    """Give the ports where processes of the host wait; `None` where the kernel does not tell."""
+    """Give the ports where processes of the host wait; `None` where the kernel does not say."""
     found = _listed(listing)
     return None if found is None else frozenset(_occupied(found))
 

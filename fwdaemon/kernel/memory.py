@@ -1,4 +1,4 @@
-"""Memory and descriptors: kept small, and what is reported where none is left."""
+"""Memory, descriptors and threads: kept small, and what is done where none is left."""
 
 import asyncio
 import ctypes
@@ -94,8 +94,8 @@ _log = logging.getLogger(__name__)
 # How long such news are not repeated, doubled each time up to the second figure.
 _PAUSE_S = 60.0
 _PAUSE_AT_MOST_S = 3600.0
-# How soon something is tried again, doubled each time up to the second figure.
-_AGAIN_S = 0.5
+# How soon something is tried again, or a thread, doubled each time up to the third figure.
+_AGAIN_S, _THREAD_AGAIN_S = 0.5, 1.0
 _AGAIN_AT_MOST_S = 30.0
 
 
@@ -130,6 +130,50 @@ async def begun(begin: Callable[[], None], again: float = _AGAIN_S) -> None:
         await asyncio.sleep(pauses.next())
 
 
+class Beside:
+    """Begins a thread when there is something to do, which ends once that is done.
+
+    What failed, as no thread is to be had, is tried again by who calls `begin` at `due`, a time of `clock`: after
+    pauses that grow. It is reported once, as what is `missing` meanwhile, and once more when it is over.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[], None],
+        missing: str,
+        clock: Callable[[], float] = time.monotonic,
+        pauses: Backoff | None = None,
+    ) -> None:
+        self._name, self._run, self._missing = name, run, missing
+        self._clock = clock
+        self._pauses = pauses or Backoff(_THREAD_AGAIN_S, _AGAIN_AT_MOST_S)
+        self._warning = WarnOnce()
+        self.due: float | None = None
+
+    def begin(self, *, at_once: bool = False) -> bool:
+        """Begin, and tell whether that was done: not before what failed is due, unless `at_once`."""
+        if not at_once and self.due is not None and self._clock() < self.due:
+            return False
+        self.due = None
+        try:
+            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        except RuntimeError as error:
+            self.failed(error)
+            return False
+        return True
+
+    def failed(self, error: Exception) -> None:
+        """Note that it could not be done, from its thread or for want of one."""
+        self.due = self._clock() + self._pauses.next()
+        self._warning.warn(f"{self._missing}: {shortage(error) or error}; trying again, less and less often")
+
+    def done(self) -> None:
+        """Note that it was done."""
+        self._pauses.settle()
+        self._warning.settle(f"over: {self._missing}")
+
+
 class ShortageHandler:
     """An exception handler for a loop: reports a shortage once in a while, and everything else as asyncio does."""
 
@@ -138,7 +182,7 @@ class ShortageHandler:
         self._pauses = Backoff(_PAUSE_S, _PAUSE_AT_MOST_S)
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-        """Take what asyncio has to tell."""
+        """Take what asyncio reports."""
         error = context.get("exception")
         if not isinstance(error, OSError) or shortage(error) is None:
             loop.default_exception_handler(dict(context))

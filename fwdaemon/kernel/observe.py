@@ -136,7 +136,7 @@ def uplinks(names: Mapping[int, str], links: Path = LINKS) -> frozenset[str]:
     """Name them; `names` are those of the interfaces, by number. One that comes or goes meanwhile is named or not.
 
     Raises:
-        KernelError: the kernel does not tell its routes.
+        KernelError: the kernel does not give its routes.
 
     """
     return _uplinks(_listed_routes(), names, links)

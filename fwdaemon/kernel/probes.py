@@ -246,7 +246,7 @@ class Probes:
             for question in questions(search.silent, self._inventory):
                 await self._worker.submit(partial(self._ask, question))
             self._warning.settle(f"over: {_UNSEARCHED}")
-        except (PortfwdError, OSError) as error:  # no thread or no descriptor is to be had
+        except (PortfwdError, OSError) as error:  # no thread or descriptor is available
             if (short := shortage(error)) is not None:
                 self._warning.warn(f"{_UNSEARCHED}: {short}; trying again, less and less often")
             _log.debug("guests are not searched for now: %s", error)

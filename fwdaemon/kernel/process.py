@@ -20,10 +20,9 @@ from typing import ClassVar, Protocol, TypeVar
 from weakref import WeakSet
 
 from fwdaemon.audit.journal import ARREARS
-from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.types import Job
-from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
-from fwdaemon.triggers import Backoff, Budget, Budgets
+from fwdaemon.errors import HangingError, KernelError, ProcessError
+from fwdaemon.triggers import Budget, Budgets
 
 # The one place that starts programs: no shell, absolute paths from the system's own directories, a clean environment, a
 # time limit. Who runs what is decided elsewhere.
@@ -38,6 +37,8 @@ _AT_WORK = ("R", "D")
 # The same once this program is to end.
 _IDLE_AT_THE_END = 2.0
 _SLICE = 0.2
+# How often it is looked whether one has ended that should.
+_GLANCE = 0.005
 _CHUNK = 1 << 16
 
 
@@ -136,7 +137,7 @@ class SystemRunner:
             raise ProcessError(argv, stdin, 127, "the program is not installed")
         try:
             return self._opened(program, argv)
-        except OSError as error:  # no process or no descriptor is to be had
+        except OSError as error:  # no process or descriptor is available
             raise ProcessError(argv, stdin, 126, f"it cannot be started: {error.strerror}") from error
 
     def _opened(self, program: str, argv: Sequence[str]) -> "subprocess.Popen[str]":
@@ -169,8 +170,11 @@ class Companion:
 
     present: ClassVar[WeakSet["Companion"]] = WeakSet()
 
-    def __init__(self, module: str, argument: str, environment: Mapping[str, str]) -> None:
-        """Start it; `environment` is added to a clean one. Raises OSError when that is impossible."""
+    def __init__(self, module: str, argument: str, environment: Mapping[str, str], *, counted: bool = True) -> None:
+        """Start it; `environment` is added to a clean one. Raises OSError when that is impossible.
+
+        One that is not `counted` works for a client: `processor_time` leaves out what it uses.
+        """
         modules = ":".join(path for path in sys.path if path)
         self._words = module, argument
         self._process = subprocess.Popen(  # noqa: S603  every word is ours
@@ -181,7 +185,9 @@ class Companion:
             bufsize=0,
             process_group=0,
         )
-        self.present.add(self)
+        self._counted = counted
+        if counted:
+            self.present.add(self)
 
     @property
     def pid(self) -> int:
@@ -235,11 +241,46 @@ class Companion:
             with suppress(OSError):  # what was not read any more is lost
                 if pipe is not None:
                     pipe.close()
-        try:
-            return self._process.wait(HASTE.idle)
-        except subprocess.TimeoutExpired:
-            _end_group(self.pid)
-            return self._process.wait()
+        if self._process.returncode is None:
+            self._await_end()
+            if not self._counted:
+                self._process.returncode = _UNCOUNTED.reap(self.pid)
+        return self._process.wait()
+
+    def _await_end(self) -> None:
+        """Wait until it has ended, and leave its status and what it used to be taken; see waitid(2)."""
+        patient_until = time.monotonic() + HASTE.idle
+        while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            if time.monotonic() > patient_until:
+                _end_group(self.pid)
+                patient_until = float("inf")
+            time.sleep(_GLANCE)
+
+
+class _Uncounted:
+    """What ended processes used that are not counted, with all that they ran, in seconds of processor time.
+
+    The kernel adds it to what our other programs used when the status of such a process is taken.
+    """
+
+    def __init__(self) -> None:
+        self._turn, self._seconds = threading.Lock(), 0.0
+
+    def reap(self, pid: int) -> int:
+        """Take the status of one that has ended."""
+        with self._turn:
+            _, status, used = os.wait4(pid, 0)
+            self._seconds += used.ru_utime + used.ru_stime
+        return os.waitstatus_to_exitcode(status)
+
+    def of_others(self) -> float:
+        """Give what all other programs used that ended."""
+        with self._turn:
+            ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return ended.ru_utime + ended.ru_stime - self._seconds
+
+
+_UNCOUNTED = _Uncounted()
 
 
 # The clock of another process has a number made of its own, as clock_getcpuclockid(3) has it (linux/posix-timers.h).
@@ -247,18 +288,17 @@ _OF_PROCESS = 2
 
 
 def processor_time() -> float:
-    """Give the seconds of processor time that we have used so far, with all programs that we run."""
+    """Give the seconds of processor time that we have used so far, with all programs that we run but uncounted ones."""
     return time.process_time() + _of_programs()
 
 
 def processor_time_here() -> float:
-    """Give those that this thread has used, with all programs that we run."""
+    """Give those that this thread has used, with the same programs."""
     return time.thread_time() + _of_programs()
 
 
 def _of_programs() -> float:
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return ended.ru_utime + ended.ru_stime + sum(beside.processor_time for beside in list(Companion.present))
+    return _UNCOUNTED.of_others() + sum(beside.processor_time for beside in list(Companion.present))
 
 
 def budget_of_guests() -> Budget:
@@ -282,8 +322,6 @@ def find_program(name: str, path: str = PATH) -> str | None:
 # thread is a daemon thread on purpose, unlike those of `concurrent.futures`: a libvirtd that is frozen in the middle of
 # a call must not keep this program from ending.
 T = TypeVar("T")
-# How soon a thread is tried again that could not be had, doubled each time up to the second figure.
-_AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 30.0
 
 
 class Worker:
@@ -300,7 +338,7 @@ class Worker:
     def submit(self, function: Callable[[], T]) -> "asyncio.Future[T]":
         """Queue a call; the future belongs to the running asyncio loop. Cancelling it drops a call not yet begun.
 
-        Where no thread is to be had, the future raises `KernelError`, and the next call tries again.
+        Where no thread is available, the future raises `KernelError`, and the next call tries again.
         """
         try:
             self._begin()
@@ -334,50 +372,6 @@ class Worker:
             with ARREARS.during(*self._job):
                 call()
             del call  # or the last call's data stay alive until the next one
-
-
-class Beside:
-    """Begins a thread when there is something to do, which ends once that is done.
-
-    What failed, as no thread is to be had, is tried again by who calls `begin` at `due`, a time of `clock`: after
-    pauses that grow. It is reported once, as what is `missing` meanwhile, and once more when it is over.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        run: Callable[[], None],
-        missing: str,
-        clock: Callable[[], float] = time.monotonic,
-        pauses: Backoff | None = None,
-    ) -> None:
-        self._name, self._run, self._missing = name, run, missing
-        self._clock = clock
-        self._pauses = pauses or Backoff(_AGAIN_S, _AGAIN_AT_MOST_S)
-        self._warning = WarnOnce()
-        self.due: float | None = None
-
-    def begin(self, *, at_once: bool = False) -> bool:
-        """Begin, and tell whether that was done: not before what failed is due, unless `at_once`."""
-        if not at_once and self.due is not None and self._clock() < self.due:
-            return False
-        self.due = None
-        try:
-            threading.Thread(target=self._run, name=self._name, daemon=True).start()
-        except RuntimeError as error:
-            self.failed(error)
-            return False
-        return True
-
-    def failed(self, error: Exception) -> None:
-        """Note that it could not be done, from its thread or for want of one."""
-        self.due = self._clock() + self._pauses.next()
-        self._warning.warn(f"{self._missing}: {shortage(error) or error}; trying again, less and less often")
-
-    def done(self) -> None:
-        """Note that it was done."""
-        self._pauses.settle()
-        self._warning.settle(f"over: {self._missing}")
 
 
 def _failed(error: KernelError) -> "asyncio.Future[T]":

@@ -178,7 +178,7 @@ class Rtnetlink:
         return self._open
 
     def _listed(self, kind: Kind, fields: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[list[Entry], bool]:
-        """List once, and tell whether nothing changed meanwhile."""
+        """List once, and return whether nothing changed meanwhile."""
         found: list[Entry] = []
         flags: list[int] = []
         try:

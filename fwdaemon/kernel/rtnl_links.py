@@ -90,7 +90,7 @@ def on_link_routes(kernel: Rtnetlink, index: int) -> list[Subnet]:
 
 
 def add_route(kernel: Rtnetlink, subnet: Subnet, index: int) -> None:
-    """Route a subnet to what is plugged into an interface; never replaces anybody's.
+    """Route a subnet to what is plugged into an interface; never replaces a route of others.
 
     Raises:
         RefusedError: among others with EEXIST, if there is a route for it.

@@ -78,7 +78,7 @@ Guards = Mapping[str, list[Guard]]
 
 
 def asking(family: Family, desired: Desired) -> dict[str, list[Guard]]:
-    """Write the chains in mangle that refuse first packets; none where everybody may connect."""
+    """Write the chains in mangle that refuse first packets; none where all may connect."""
     if desired.barred is None and not desired.limited:
         return {}
     judged = [*_judging(family, desired)]

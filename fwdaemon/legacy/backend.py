@@ -132,7 +132,7 @@ class LegacyBackend:
         return result
 
     def _admissible(self, desired: Desired, *, full: bool) -> tuple[Desired, ApplyResult]:
-        """Leave out what this host cannot keep anybody from; what was left out is tried again at a full look."""
+        """Leave out what this host cannot keep clients from; what was left out is tried again at a full look."""
         if self._left_out is None or self._left_out[0] is not desired or (full and self._left_out[2].refused):
             kept, result = left_out(desired, self._lacking)
             self._left_out = desired, kept, result
@@ -143,10 +143,10 @@ class LegacyBackend:
         return self._left_out[1] if self._left_out is not None and self._left_out[0] is desired else desired
 
     def _tried(self, family: Family, needs: Sequence[Need]) -> list[str | None]:
-        """Tell for each match that some rules need why it cannot be used, touching nothing."""
+        """Give for each match that some rules need why it cannot be used, touching nothing."""
         matches = [need for need in needs if need is not Need.SETS]
         found: dict[Need, str | None] = {}
-        with suppress(PortfwdError):  # that no helper can be had is reported where it looks at tables
+        with suppress(PortfwdError):  # that no helper is available is reported where it looks at tables
             reasons = self._helpers[family].tried([sample(need, family) for need in matches]) if matches else ()
             found = dict(zip(matches, reasons, strict=True))
         return [self._sets.hindrance() if need is Need.SETS else found.get(need) for need in needs]

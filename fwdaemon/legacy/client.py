@@ -62,7 +62,7 @@ class Session(Protocol):
         ...
 
     def paths(self, rules: Iterable[Rule], behind: Collection[str]) -> Change:
-        """Tell what brings the rules of guests' paths to their place in FORWARD; raises as `observe` does."""
+        """Say what brings the rules of guests' paths to their place in FORWARD; raises as `observe` does."""
         ...
 
     def commit(self, table: TableName, change: Change) -> None:
@@ -122,7 +122,7 @@ class HelperClient:
         self._ask({"do": model.COMMIT, "table": table.value, "change": model.pack_change(change)})
 
     def tried(self, samples: Sequence[Rule]) -> list[str | None]:
-        """Tell for each of these rules what keeps it from being made; `None` where nothing does.
+        """Give for each of these rules what keeps it from being made; `None` where nothing does.
 
         Raises:
             UnusableError: as `locked` does.
@@ -193,7 +193,7 @@ _MATCHES: Final = {Need.SETS: "set", Need.RATE: "hashlimit", Need.OPEN: "connlim
 
 
 def _needs_of(exposure: Exposure, desired: Desired) -> frozenset[Need]:
-    """Tell what the rules of an exposure need."""
+    """Say what the rules of an exposure need."""
     return frozenset().union(*(needs_of(asked) for asked in (exposure.admission, desired.barred) if asked is not None))
 
 
@@ -206,7 +206,7 @@ class Lacking:
         self._there: set[tuple[Family, Need]] = set()
 
     def of(self, family: Family, needs: Collection[Need]) -> dict[Need, Fault]:
-        """Tell what is not there of what some rules need."""
+        """Say what is not there of what some rules need."""
         asked = sorted(need for need in needs if (family, need) not in self._there)
         found = {}
         if Need.SETS in asked and shutil.which("ipset") is None:
@@ -227,7 +227,7 @@ def sample(need: Need, family: Family) -> Rule:
 
 
 def left_out(desired: Desired, lacking: Lacking) -> tuple[Desired, ApplyResult]:
-    """Leave out what this host cannot keep anybody from, and count down where it can."""
+    """Leave out what this host cannot keep clients from, and count down where it can."""
     lasting = {item.family for item in desired.forwards if item.until is not None}
     if lasting and not any(lacking.of(family, {Need.SETS}) for family in sorted(lasting)):
         desired = replace(desired, counts_down=True)

@@ -88,7 +88,7 @@ class LegacyGates:
         return ApplyResult(gates=tuple(changes), faults=tuple(faults), changed=changed)
 
     def preview(self, families: Collection[Family], bit: int, behind: tuple[str, ...]) -> ApplyResult:
-        """Tell what `apply` would do now."""
+        """Say what `apply` would do now."""
         results = []
         for family in Family:
             if TableName.FILTER in existing_tables(family):
@@ -113,7 +113,7 @@ class LegacyGates:
         return reduce(joined, results, ApplyResult())
 
     def preview_paths(self, paths: Collection[GuestPath], behind: tuple[str, ...]) -> ApplyResult:
-        """Tell what `apply_paths` would do now."""
+        """Say what `apply_paths` would do now."""
         results = []
         for family in Family:
             rules = _of_family(paths, family)
@@ -165,7 +165,7 @@ def _of_family(paths: Iterable[GuestPath], family: Family) -> tuple[Rule, ...]:
 
 
 def _led(family: Family, rules: Collection[Rule], *, restored: bool) -> ApplyResult:
-    """Tell of a FORWARD that guests pass now; that they do no more is nothing to tell."""
+    """Report a FORWARD that guests pass now; that they do no more is nothing to report."""
     change = GateChange(Gate(family.word, TableName.FILTER, _CHAIN), restored, GateFault.GUESTS)
     return ApplyResult(gates=(change,) if rules else (), changed=True)
 
@@ -196,7 +196,7 @@ def _compare(session: Session, bit: int | None, behind: Collection[str]) -> tupl
 # is a reason to look. Who it was is not known.
 _log = logging.getLogger(__name__)
 
-# The kernel does not tell who.
+# The kernel does not say who.
 _SOMEBODY = Actor(ActorKind.LEGACY_TABLES)
 POLL = 1.0
 # How many times longer the pause is while no legacy tables are there.
@@ -297,7 +297,7 @@ def _has_paths(family: Family) -> bool:
     """Whether any rule in the filter table is one of those.
 
     Raises:
-        KernelError: the kernel does not tell.
+        KernelError: the kernel does not answer.
 
     """
     entries, start = table_entries(family, TableName.FILTER), 0

@@ -50,7 +50,7 @@ class XtablesLock:
         """Take the lock, unless it is held already.
 
         Raises:
-            LockError: it could not be had within `patience` seconds.
+            LockError: it was not free within `patience` seconds.
 
         """
         if self._held:
@@ -218,7 +218,7 @@ class Operations:
                 return self.release()
 
     def self_test(self) -> list[str]:
-        """Tell in a sentence each what does not work."""
+        """Say in a sentence each what does not work."""
         samples = (*_SAMPLES, *_NAT_SAMPLES[self._family])
         return [sentence for sentence in map(self._tried, samples) if sentence]
 
@@ -240,7 +240,7 @@ class Operations:
         }
 
     def paths(self, rules: Iterable[Rule], behind: Collection[str], patience: float) -> dict[str, Any]:
-        """Take the lock as `observe` does, and tell what brings the rules of guests' paths to their place."""
+        """Take the lock as `observe` does, and return what brings the rules of guests' paths to their place."""
         self._lock.acquire(patience)
         self._open = {TableName.FILTER: library.OpenTable(self._family, TableName.FILTER)}
         wanted = {rule: decode(self._family, bytes(self._compiler.compile(rule))) for rule in rules}
@@ -309,7 +309,7 @@ class Operations:
 
 
 def _path_edit(family: Family, table: library.OpenTable, wanted: Mapping[Rule, Entry], behind: Collection[str]) -> Edit:
-    """Tell what brings these rules, each as the kernel has it, to where FORWARD refuses whatever is left."""
+    """Say what brings these rules, each as the kernel has it, to where FORWARD refuses whatever is left."""
     entries = list(table.entries(_FORWARD))
     ours = tuple(number for number, entry in enumerate(entries) if is_path(family, entry))
     place = _refusal(family, table, [entry for number, entry in enumerate(entries) if number not in ours], behind)

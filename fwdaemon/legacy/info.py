@@ -271,7 +271,7 @@ class TableInfo:
 
 
 def existing_tables(family: Family) -> frozenset[TableName]:
-    """Tell which of the tables we use are there in this network namespace."""
+    """Say which of the tables we use are there in this network namespace."""
     try:
         names = _read(_LISTS[family]).split()
     except OSError:  # the kernel knows no legacy tables, or none of this family
@@ -292,7 +292,7 @@ def table_info(family: Family, table: TableName) -> TableInfo:
     """Ask the kernel about a table that is there.
 
     Raises:
-        KernelError: it does not tell.
+        KernelError: it does not answer.
 
     """
     info = _get_info(family, table)
@@ -304,7 +304,7 @@ def chain_names(family: Family, table: TableName) -> frozenset[str]:
     """Name the chains that were added to a table; none where the table is not there.
 
     Raises:
-        KernelError: the kernel does not tell.
+        KernelError: the kernel does not answer.
 
     """
     return frozenset(read_chains(family, table_entries(family, table)))
@@ -314,7 +314,7 @@ def table_entries(family: Family, table: TableName) -> bytes:
     """Read a table's entries as the kernel holds them; none where the table is not there.
 
     Raises:
-        KernelError: the kernel does not tell.
+        KernelError: the kernel does not answer.
 
     """
     if table not in existing_tables(family):
@@ -366,7 +366,7 @@ def packets(family: Family, table: TableName) -> Iterator[tuple[Counter, int]]:
     """Read the packets of each rule in chains of ours.
 
     Raises:
-        KernelError: the kernel does not tell.
+        KernelError: the kernel does not answer.
 
     """
     yield from read_packets(family, table, table_entries(family, table))

@@ -53,6 +53,10 @@ _LONGEST_S: Final = 2_147_483  # IPSET_MAX_TIMEOUT
 _WORDS: Final = {Family.IPV4: "inet", Family.IPV6: "inet6"}
 
 
+# Types of sets whose elements are networks, and can be asked whether a source is in one.
+_NETWORKS: Final = frozenset({"hash:net", "hash:ip", "bitmap:ip"})
+
+
 class Header(NamedTuple):
     """What kind of set there is, and how many elements it has."""
 
@@ -65,7 +69,7 @@ def header_of(name: str) -> Header | None:
     """Ask the kernel about a set; `None` where it is not there.
 
     Raises:
-        KernelError: the kernel does not tell.
+        KernelError: the kernel does not answer.
 
     """
     found = _listed(_HEADER_ALONE, attribute(_NAME, f"{name}\0".encode()))
@@ -76,7 +80,7 @@ def names_there() -> frozenset[str]:
     """Name the sets of ours that are there.
 
     Raises:
-        KernelError: the kernel does not tell, as one without ipset.
+        KernelError: the kernel does not answer, as one without ipset.
 
     """
     names = (_text(attributes(message.body[len(_GENERIC) :]), _NAME) for message in _listed(_NAMES_ALONE))
@@ -155,7 +159,7 @@ def wanted_sets(desired: Desired) -> dict[str, tuple[Family, SourceSet]]:
 
 
 def lasting_sets(desired: Desired) -> dict[str, tuple[Family, Until]]:
-    """Give the sets that hold everybody for a while."""
+    """Give the sets that hold all addresses for a while."""
     found = (item for item in desired.forwards if item.until is not None) if desired.counts_down else ()
     return {lasting_name(item.until, item.family): (item.family, item.until) for item in found if item.until}
 
@@ -178,7 +182,7 @@ def written(desired: Desired) -> str:
 
 
 def _counting_down(name: str, family: Family, until: Until) -> list[str]:
-    """Write what makes a set that holds everybody, until the next second after an end; a daemon that runs is first."""
+    """Write what makes a set of all addresses, until the next second after an end; a daemon that runs is first."""
     left, everybody = until.boottime - now(), Element(0, (1 << family.bits) - 1)
     made = creation(name, family, external=True)
     return [made, *(_put_back(name, family, {everybody: left + 1}) if left > 0 else ())]
@@ -189,14 +193,18 @@ def elements_in(runner: Runner, name: str, family: Family) -> dict[Element, floa
 
     Raises:
         ProcessError: there is no such set.
+        KernelError: its elements are no networks.
 
     """
     found = {}
     for line in runner.run("ipset", "save", name).stdout.splitlines():
         words = line.split()
-        if words[0] == "add" and "nomatch" not in words[3:]:
+        if words[:1] == ["add"] and "nomatch" not in words[3:]:
             left = float(words[4]) if words[3:4] == ["timeout"] else 0
-            found[_element(words[2], family)] = left or None
+            try:
+                found[_element(words[2], family)] = left or None
+            except (OSError, ValueError, IndexError) as error:
+                raise KernelError(f"set {name} has an element that is no network") from error
     return found
 
 
@@ -233,12 +241,12 @@ class IpSets:
         self._there: frozenset[str] | None = None
 
     def sizes(self) -> Mapping[str, Header | None]:
-        """Tell what the kernel says of our sets now; any thread may ask."""
+        """Say what the kernel says of our sets now; any thread may ask."""
         return {name: header_of(name) for name in self._kept}
 
     @staticmethod
     def hindrance() -> str | None:
-        """Tell why there can be no sets."""
+        """Say why there can be no sets."""
         try:
             names_there()
         except KernelError as error:
@@ -280,7 +288,7 @@ class IpSets:
         return frozenset(changed)
 
     def preview(self, desired: Desired) -> ApplyResult:
-        """Tell which sets would be made, or filled."""
+        """Say which sets would be made, or filled."""
         found = []
         for name, (family, item) in wanted_sets(desired).items():
             number, header = number_of(item.parts, family), _known_header(name)
@@ -337,6 +345,9 @@ class IpSets:
     def _keep_external(self, name: str, family: Family, item: SourceSet, *, full: bool, is_whole: bool) -> bool:
         """Read a set that others fill, or put back what was in it; gives whether it was put back."""
         place, header = (family, item.name), header_of(name)
+        if header is not None and (header.kind not in _NETWORKS or header.domain != family.domain):
+            _destroy([name])
+            header = None
         is_known = self._externals.is_seen(place) and self._seen.get(name) == header
         if header is not None and is_known and is_whole and not (full and header.elements <= _LARGE):
             return False
@@ -371,7 +382,7 @@ def _is_asked(desired: Desired) -> bool:
 
 
 def refilled(desired: Desired, names: Collection[str]) -> ApplyResult:
-    """Tell of the exposures that did not do as they should while others had changed the sets of these names."""
+    """Report the exposures that did not do as they should while others had changed the sets of these names."""
     if not names:
         return ApplyResult()
     barred = desired.barred is not None and not set(names).isdisjoint(desired.barred.names)

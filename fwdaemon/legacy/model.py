@@ -101,7 +101,7 @@ class Head:
     """What was found of ours in one of the kernel's own chains.
 
     `positions` count from 0. `good` says that the only one is right to the letter, `first` that the foremost one is at
-    its place: `place` counts the rules that stay ahead of it, which are bans. `foreign` counts everybody else's rules,
+    its place: `place` counts the rules that stay ahead of it, which are bans. `foreign` counts the rules of others,
     `policy` is what becomes of the rest.
     """
 
@@ -150,7 +150,7 @@ def set_name(name: str, family: Family) -> str:
 
 
 def lasting_name(until: Until, family: Family) -> str:
-    """Name the ipset that holds everybody until the kernel has counted down to an end."""
+    """Name the ipset that holds all addresses until the kernel has counted down to an end."""
     return f"{LASTING}{until.wall}.{until.boottime:.0f}_{int(family)}"
 
 
@@ -226,7 +226,7 @@ class Change:
 
 
 def difference(desired: Table, observed: ObservedTable, framework: Collection[str] = ()) -> Change:
-    """Tell what makes `observed` become `desired`; `framework` are comments of rules for all of a chain."""
+    """Say what makes `observed` become `desired`; `framework` are comments of rules for all of a chain."""
     heads = [_head_edit(chain, desired.heads.get(chain), head) for chain, head in observed.heads.items()]
     chains = [_chain_edit(chain, rules, observed.chains.get(chain, ())) for chain, rules in desired.chains.items()]
     gone = [name for name in observed.chains if name not in desired.chains]
@@ -324,7 +324,7 @@ TRY = "try"
 OBSERVE = "observe"
 # Change one table.
 COMMIT = "commit"
-# Take the lock, and tell what has to change for rules of guests' paths to be where they belong.
+# Take the lock, and return what has to change for rules of guests' paths to be where they belong.
 PATHS = "paths"
 # Give the lock back.
 RELEASE = "release"

@@ -50,7 +50,7 @@ from fwdaemon.resolve.flows import Flow
 
 _UNREACHABLE = {Family.IPV4: "icmp-port-unreachable", Family.IPV6: "icmp6-port-unreachable"}
 
-# In mangle, KVMPF_PRE and KVMPF_POST are there where not everybody may connect (`fwdaemon.legacy.admission`).
+# In mangle, KVMPF_PRE and KVMPF_POST are there where not all may connect (`fwdaemon.legacy.admission`).
 _LINKS = {
     TableName.FILTER: {"FORWARD": FWD},
     TableName.MANGLE: {"PREROUTING": PRE, "FORWARD": FWD, "OUTPUT": POST},
@@ -95,7 +95,7 @@ def _serving(found: _Chains, desired: Desired) -> Iterator[tuple[Exposure, Rule]
 
 
 def relying_on(table: TableName, desired: Desired, family: Family) -> frozenset[Exposure]:
-    """Tell which exposures do not work, or not as they should, while our chains in a table do not."""
+    """Say which exposures do not work, or not as they should, while our chains in a table do not."""
     is_asked = desired.barred is not None
     found = (item for item in desired.exposures if item.family is family)
     return frozenset(item for item in found if _relies(item, table, is_asked=is_asked))
@@ -291,7 +291,7 @@ def _concerned(
 
 
 def _stale(family: Family, wanted: ObservedTables, observed: Observed) -> frozenset[str]:
-    """Name the owners whose rules are there for nothing, as far as their comments tell."""
+    """Name the owners whose rules are there for nothing, as far as their comments show."""
     return frozenset(
         f"{family.word} {table} {chain} {label}"
         for table, chain in _SERVING
@@ -335,7 +335,7 @@ def _moved_owners(wanted: ObservedTables, observed: Observed) -> frozenset[str]:
 
 
 def uplinks_named(plan: Plan, family: Family, desired: Desired, among: Collection[str]) -> frozenset[str]:
-    """Tell by which of these interfaces, no uplinks now, an earlier run's rules may have let guests of `desired` out.
+    """Say by which of these interfaces, no uplinks now, an earlier run's rules may have let guests of `desired` out.
 
     A digest says nothing of itself, so it is looked for among those of the rules that each interface would have. Those
     of a route to a bridge that no entry names any more cannot be found so: it may have let guests out by any.

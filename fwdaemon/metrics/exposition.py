@@ -272,12 +272,12 @@ class Reporter:
 
     async def _write(self, textfile: Textfile) -> None:
         if self._made is not None:
-            # One that was begun before the change would not tell of it.
+            # One that was begun before the change would not include it.
             await asyncio.wait({self._made})
         try:
             exposition = await self._begin()
             await self._work(lambda: textfile.write(exposition.text()))
-        except (PortfwdError, OSError) as error:  # no thread or no descriptor is to be had
+        except (PortfwdError, OSError) as error:  # no thread or descriptor is available
             self._warning.warn(f"no metrics are written: {error}")
         except Exception:  # noqa: BLE001 - it is logged, and the next time may be better
             _log.exception("no metrics are written: this is a bug in kvm-portfwd")

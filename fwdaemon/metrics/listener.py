@@ -158,7 +158,7 @@ class Listener:
                     for piece in _cut(answer):
                         self._taking.moved(task)
                         await asyncio.get_running_loop().sock_sendall(client, piece)
-        except (OSError, TimeoutError, PortfwdError) as error:  # no thread is to be had, either
+        except (OSError, TimeoutError, PortfwdError) as error:  # no thread is available, either
             _log.debug("a client of the metrics is gone: %r", error)
 
 

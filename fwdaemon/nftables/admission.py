@@ -2,7 +2,7 @@
 
 A set that we fill is one hash for each prefix length, which `nft` changes without reading it; one that others fill has
 ranges. What denies a set is one chain for all exposures, so that it counts in one place, and so that it can be put up
-before a large set is full again: until then it drops everybody.
+before a large set is full again: until then it drops all clients.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -206,8 +206,8 @@ def is_plain(forward: Forward) -> bool:
 def kept_from_forgers(family: Family, desired: Desired) -> tuple[str, ...]:
     """Write the matches of what goes to routed guests, where a source that is not believed is dropped.
 
-    Others may let anybody by to a route that is for named sources only. And where we turned forwarding on, what goes to
-    any route is let through ahead of the look at sources. Guests of one bridge reach each other without the host.
+    Others may let any client by to a route that is for named sources only. And where we turned forwarding on, what goes
+    to any route is let through ahead of the look at sources. Guests of one bridge reach each other without the host.
     """
     found = [route for route in desired.routes if route.family is family and is_interface_name(route.bridge)]
     named = {route for route in found if route.admission is not None and route.admission.is_exclusive}

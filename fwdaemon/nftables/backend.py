@@ -194,7 +194,7 @@ class NftablesBackend:
         return self._preview(desired)
 
     def _preview(self, desired: Desired) -> ApplyResult:
-        # A running daemon keeps the table of a family, empty as it may be: that is nothing to tell.
+        # A running daemon keeps the table of a family, empty as it may be: that is nothing to report.
         there = self._observe(desired, full=True).tables
         desired = replace(desired, kept=frozenset(there) if not self._gates_only else frozenset())
         observed = self._observe(desired, full=True)
@@ -344,7 +344,7 @@ class NftablesBackend:
         return result if committed else self._beginning(result, plan, observed)
 
     def _beginning(self, result: ApplyResult, plan: Plan, observed: Observed) -> ApplyResult:
-        """Tell also how what an earlier run left differs."""
+        """Say also how what an earlier run left differs."""
         others = self._table_cache.served(altered(plan.tables, observed.tables) if plan.script else {})
         labels = frozenset(chain.from_iterable(map(labels_of, observed.tables.values())))
         uplinks = frozenset(chain.from_iterable(map(uplinks_of, observed.tables.values())))
@@ -352,7 +352,7 @@ class NftablesBackend:
         return replace(result, altered=others, labels=labels, uplinks=uplinks, renamings=renamings)
 
     def _moved(self, plan: Plan, observed: Observed, refused: Collection[Gate], bit: int) -> tuple[GateChange, ...]:
-        """Tell which gates were opened, and which of them we had opened before and not closed ourselves."""
+        """Say which gates were opened, and which of them we had opened before and not closed ourselves."""
         before, closed = self._opened, {state.gate for state in plan.orphaned_gates}
         # That guests are to pass may be new, as the label may be.
         wanted = {state.gate: (bit, state.paths.wanted) for state in observed.gates if state.gate not in refused}
@@ -364,13 +364,13 @@ class NftablesBackend:
         return {} if self._gates_only else table_cache.tables(desired)
 
     def _missing_libvirt(self, observed: Observed) -> list[Fault]:
-        """Tell when libvirt's rules were wiped, which libvirt does not notice. Without exposures, they are not read."""
+        """Say when libvirt's rules were wiped, which libvirt does not notice. Without exposures, they are not read."""
         self._seen_libvirt = self._seen_libvirt or observed.libvirt
         missing = self._committed and self._seen_libvirt and not observed.libvirt
         return [Fault(FaultKind.LIBVIRT_RULES_GONE)] if missing else []
 
     def _commit(self, plan: Plan, bit: int) -> dict[Gate, Fault]:
-        """Commit, and tell which gates could not be moved: one that cannot is no reason to leave the rest undone."""
+        """Commit, and return which gates could not be moved: one that cannot is no reason to leave the rest undone."""
         # A gate that opens early lets nothing through that is not labelled; one that opens late refuses what is.
         faults = {state.gate: self._commits.move(state, bit) for state in plan.shut}
         if plan.script:

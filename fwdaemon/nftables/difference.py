@@ -56,7 +56,7 @@ class Difference:
 def difference(
     family: Family, desired: Table | None, observed: Table | None, now: float = 0.0, *, crowded: bool = False
 ) -> Difference:
-    """Tell what makes `observed` become `desired`, `now` by CLOCK_BOOTTIME; `None` is a table that is not there.
+    """Say what makes `observed` become `desired`, `now` by CLOCK_BOOTTIME; `None` is a table that is not there.
 
     It is `crowded` where others have very many elements in our sets.
     """
@@ -225,7 +225,7 @@ def _differing(these: Mapping[str, _T], those: Mapping[str, _T], among: Collecti
 def tables_difference(
     desired: Tables, observed: Tables, now: float = 0.0, *, crowded: bool = False
 ) -> dict[Family, Difference]:
-    """Tell the difference of both families; families that need nothing are left out."""
+    """Give the difference of both families; families that need nothing are left out."""
     every = {
         family: difference(family, desired.get(family), observed.get(family), now, crowded=crowded) for family in Family
     }

@@ -87,7 +87,7 @@ def existing_tables() -> frozenset[tuple[str, str]]:
     """Give family (`ip`, `inet`…) and name of every table in this network namespace.
 
     Raises:
-        KernelError: the kernel does not tell.
+        KernelError: the kernel does not answer.
 
     """
     return frozenset(map(name_of_table, _listed(_GET_TABLE)))
@@ -97,7 +97,7 @@ def hooked_chains() -> list[HookedChain]:
     """Give every base chain in this network namespace.
 
     Raises:
-        KernelError: the kernel does not tell.
+        KernelError: the kernel does not answer.
 
     """
     chains = map(read_hooked_chain, _listed(_GET_CHAIN))
@@ -105,15 +105,15 @@ def hooked_chains() -> list[HookedChain]:
 
 
 def is_iptables(chain: HookedChain) -> bool:
-    """Tell whether a chain is one of iptables-nft's, which lists its tables better than `nft` does."""
+    """Whether a chain is one of iptables-nft's, which lists its tables better than `nft` does."""
     return chain.family in ("ip", "ip6") and chain.table in _IPTABLES_TABLES and chain.name in _IPTABLES_CHAINS
 
 
 def has_rules(family: str, table: str, chain: str) -> bool:
-    """Tell whether there is such a chain and it is not empty.
+    """Whether there is such a chain and it is not empty.
 
     Raises:
-        KernelError: the kernel does not tell.
+        KernelError: the kernel does not answer.
 
     """
     return any(True for _ in _rules(family, table, chain))
@@ -123,17 +123,17 @@ def comments(family: str, table: str, chain: str) -> list[str]:
     """Give the comments of a chain's rules, in order; none where there is no such chain.
 
     Raises:
-        KernelError: the kernel does not tell.
+        KernelError: the kernel does not answer.
 
     """
     return [read_rule(message).comment for message in _rules(family, table, chain)]
 
 
 def has_larger_set(family: str, table: str, size: int) -> bool:
-    """Tell whether a table has a set or map for whose elements the kernel takes more bytes than this.
+    """Whether a table has a set or map for whose elements the kernel takes more bytes than this.
 
     Raises:
-        KernelError: the kernel does not tell.
+        KernelError: the kernel does not answer.
 
     """
     listed = _listed(_GET_SET, _NUMBERS[family], attribute(_TABLE, f"{table}\0".encode()))
@@ -142,10 +142,10 @@ def has_larger_set(family: str, table: str, size: int) -> bool:
 
 
 def is_larger(family: str, table: str, name: str, size: int) -> bool:
-    """Tell whether the kernel takes more bytes than this to list a set's elements; it is asked for no more than that.
+    """Whether the kernel takes more bytes than this to list a set's elements; it is asked for no more than that.
 
     Raises:
-        KernelError: the kernel does not tell, as where there is no such set.
+        KernelError: the kernel does not answer, as where there is no such set.
 
     """
     return sum(len(message.body) for message in _elements(family, table, name, size)) > size
@@ -183,7 +183,7 @@ def rules_holding(text: str) -> list[FoundRule]:
     """Give every rule that has this text anywhere.
 
     Raises:
-        KernelError: the kernel does not tell.
+        KernelError: the kernel does not answer.
 
     """
     return [read_rule(message) for message in _listed(_GET_RULE, holding=text.encode())]

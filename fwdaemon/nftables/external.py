@@ -42,7 +42,7 @@ class Bound(NamedTuple):
 
 
 def place_of(message: Message) -> Place | None:
-    """Tell in which of our sets a message has elements; `None` is another's, or no set that others may fill."""
+    """Say in which of our sets a message has elements; `None` is another's, or no set that others may fill."""
     found = attributes(message.body[_GENERIC:])
     name = found.get(_SET, b"").rstrip(b"\0").decode(errors="replace")
     family = _FAMILIES.get(message.body[0]) if message.body else None
@@ -53,12 +53,13 @@ def place_of(message: Message) -> Place | None:
 
 
 def bounds_of(message: Message) -> Iterator[Bound]:
-    """Read the elements in a message."""
+    """Read the elements in a message; what is no address, as in a set of that name with another type, is none."""
+    size = _FAMILIES[message.body[0]].bits // 8
     for _, element in nested(attributes(message.body[_GENERIC:]).get(_ELEMENTS, b"")):
         parts = attributes(element)
         flags = int.from_bytes(parts.get(_FLAGS, b""))
         key = attributes(parts.get(_KEY, b"")).get(_VALUE)
-        if key is None or flags & _CATCH_ALL:
+        if key is None or len(key) != size or flags & _CATCH_ALL:
             continue
         expires = parts.get(_EXPIRATION, parts.get(_TIMEOUT))
         left = int.from_bytes(expires) / 1000 if _TIMEOUT in parts and expires is not None else None
@@ -113,7 +114,7 @@ class Hearing:
         return True
 
     def committed(self) -> None:
-        """Tell what a commit has changed."""
+        """Say what a commit has changed."""
         changes, self._changes = self._changes, defaultdict(list)
         for place, turns in changes.items():
             for added, bounds in turns:

@@ -116,7 +116,7 @@ class JudgedMaps:
         self._begins, self._seen = frozenset(self._seen), set()
 
     def has(self, body: bytes) -> bool:
-        """Tell whether a message of elements is of one of them; a table of another family may have the same names."""
+        """Whether a message of elements is of one of them; a table of another family may have the same names."""
         return any(body.startswith(begin, len(_NFGENMSG)) for begin in self._begins)
 
 
@@ -212,7 +212,7 @@ class Commits:
 
         Raises:
             ProcessError: it failed; see `Runner.run`.
-            KernelError: the kernel does not tell the number of its last commit.
+            KernelError: the kernel does not answer the number of its last commit.
 
         """
         self.committing = True

@@ -57,7 +57,7 @@ class Paths:
 
 
 def _place_of(rules: Sequence[Rule], rules_of: RulesOf, behind: Collection[str], *, accepts: bool) -> int | None:
-    """Tell where the rules belong in a chain: nowhere if it refuses no more than it names, or has libvirt's own."""
+    """Say where the rules belong in a chain: nowhere if it refuses no more than it names, or has libvirt's own."""
     ends = [end for rule in rules for end in rule.ends if end.verdict is Verdict.LEADS]
     if any(end.chain.startswith(_LIBVIRTS) and rules_of(end.chain) for end in ends):
         return None
@@ -112,15 +112,15 @@ def _native_item(gate: Gate, rule: Mapping[str, Any]) -> _Own | str:
 def _read_native(expression: Sequence[Mapping[str, Any]], gate: Gate) -> GuestPath | None:
     """Read a rule of ours; `None` where it is not as we write it."""
     *conditions, last = expression
-    told = dict(filter(None, map(_meta, conditions)))
+    named = dict(filter(None, map(_meta, conditions)))
     states = [found for condition in conditions if (found := _states(condition)) is not None]
-    if last != {"accept": None} or len(told) + len(states) != len(conditions) or states not in ([], [_ANSWERS]):
+    if last != {"accept": None} or len(named) + len(states) != len(conditions) or states not in ([], [_ANSWERS]):
         return None
-    word = told.pop("nfproto", "") if gate.family == "inet" else _PROTOCOLS[Family.called(gate.family)]
+    word = named.pop("nfproto", "") if gate.family == "inet" else _PROTOCOLS[Family.called(gate.family)]
     family = next((family for family, name in _PROTOCOLS.items() if name == word), None)
-    if family is None or told.keys() != {"iifname", "oifname"}:
+    if family is None or named.keys() != {"iifname", "oifname"}:
         return None
-    return GuestPath(family, told["iifname"], told["oifname"], answers=bool(states))
+    return GuestPath(family, named["iifname"], named["oifname"], answers=bool(states))
 
 
 def _meta(condition: Mapping[str, Any]) -> tuple[str, str] | None:

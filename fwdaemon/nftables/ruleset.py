@@ -85,7 +85,7 @@ def tables(desired: Desired) -> dict[Family, Table]:
 
 
 def map_keys_of(desired: Desired) -> dict[tuple[Family, MapKey], tuple[Exposure, ...]]:
-    """Tell which exposures each map key serves, for the audit."""
+    """Say which exposures each map key serves, for the audit."""
     return {
         (family, dispatch_chain.map_key): dispatch_chain.exposures
         for family in Family
@@ -124,19 +124,19 @@ def with_elements(
 
 
 def labels_of(table: Table) -> frozenset[int]:
-    """Tell by which labels the rules of a table go that was found: what is listed of a rule is its digest."""
+    """Say by which labels the rules of a table go that was found: what is listed of a rule is its digest."""
     name = EVERY_ADDRESS[0]
     found = {rule.comment for rule in table.chains.get(PLAIN[name], Chain(())).rules}
     return frozenset(bit for bit in LABELS if found and _translating(table.family, name, bit).comment in found)
 
 
 def uplinks_of(table: Table) -> frozenset[str]:
-    """Tell which uplinks a table names that was found."""
+    """Say which uplinks a table names that was found."""
     return frozenset(key.strip('"') for key in table.sets[UPLINKS].elements) if UPLINKS in table.sets else frozenset()
 
 
 def renamings_of(table: Table) -> frozenset[Renaming]:
-    """Tell under which public addresses guests open connections by a table that was found."""
+    """Say under which public addresses guests open connections by a table that was found."""
     found = table.sets[LEAVING_AS].elements.items() if LEAVING_AS in table.sets else ()
     return frozenset(pair for guest, chain in found if (pair := renaming(guest, str(chain))) is not None)
 

@@ -57,7 +57,7 @@ class TableCache:
         return self._tables
 
     def exposures(self, family: Family, map_keys: MapKeys) -> Iterator[Exposure]:
-        """Tell which exposures these keys serve; a key of the kernel's that we do not want serves none."""
+        """Say which exposures these keys serve; a key of the kernel's that we do not want serves none."""
         page = self._pages.get(family)
         known = page.exposures if page else {}
         served = known.values() if map_keys.every else (known.get(map_key, ()) for map_key in map_keys.named)
@@ -112,7 +112,7 @@ class _Page:
         return self._last.table
 
     def _step(self, bare: Table) -> Step | None:
-        """Tell what is new since the last table: in both frames, and what was touched; `None` where that is no less."""
+        """Say what is new since the last table: in both frames, and what was touched; `None` where that is no less."""
         if self._last is None or len(self._touched) >= len(self.exposures):
             return None
         keys: dict[str, set[str]] = {name: set() for name in self._elements}

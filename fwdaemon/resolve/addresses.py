@@ -273,7 +273,7 @@ class AddressBook:
         return Hindrance(HindranceKind.SUBNETS_UNKNOWN, places=(interface.place,))
 
     def _can_have(self, interface: GuestInterface, family: Family, configured: Address | None) -> bool:
-        """Tell whether an address could be on that interface; on an absent network, or an unknown bridge, it might."""
+        """Whether an address could be on that interface; on an absent network, or an unknown bridge, it might."""
         if interface.attachment is not Attachment.PORT:
             return configured is not None and self._reach.hindrance(interface, configured) is None
         subnets = self._subnets.of(interface)
@@ -299,7 +299,7 @@ def _is_special(address: Address) -> bool:
 
 
 def _names(subnet: Subnet, address: Address) -> bool:
-    """Tell whether it is the network's or the broadcast address; IPv6 gives the former to routers (RFC 4291, 2.6.1)."""
+    """Whether it is the network's or the broadcast address; IPv6 gives the former to routers (RFC 4291, 2.6.1)."""
     if subnet.max_prefixlen - subnet.prefixlen <= 1:
         return False
     return address == subnet.network_address or (

@@ -180,7 +180,7 @@ _FRESH: Final = 1 << 62
 class Turn(NamedTuple):
     """A claim of a domain, whose `run` libvirt gave this number; `has` says that it was granted.
 
-    `place` is where it listens, `terms` stand for whom it lets in, and by which interface.
+    `place` is where it listens, `terms` stand for which clients it lets in, and by which interface.
     """
 
     domain: UUID
@@ -320,7 +320,7 @@ def settle(
     """Give what each ask gets, and the reasons for the rest; it is added to `claims`, and noted in `turns`.
 
     A process of the host goes before what is asked for anew, and not before what was given earlier. They are `None`
-    where the kernel does not tell.
+    where the kernel does not say.
     """
 
     @cache

@@ -91,20 +91,18 @@ class Pool:
         self._ports, self._is_reserved, self._ask, self._is_gone = ports, is_reserved, occupied, is_gone
 
     def assign(self, wanted: Iterable[AutoPort], known: Assignments) -> Assignments:
-        """Give `known` with a port for each that is wanted, while there are any; ports are kept where they may be.
-
-        Where it is not known what is occupied, there are no new ones.
-        """
-        kept = {item: held for item, held in known.items() if self._may_keep(item, held.port)}
-        missing = sorted(set(wanted) - kept.keys())
+        """Give what may be kept of `known`, with a port for each that is wanted where it is known what is free."""
+        known = _without(known, {item for item, held in known.items() if not self._may_keep(item, held.port)})
+        missing = sorted(set(wanted) - known.keys())
         occupied = self._ask() if missing else None
         if occupied is None:
-            return known if len(kept) == len(known) else kept
-        users = {held.port: item[:2] for item, held in kept.items()}
-        spare, in_use, full = self._spare(kept), {(used.protocol, used.port) for used in occupied}, set[Protocol]()
+            return known
+        kept, users = dict(known), {held.port: item[:2] for item, held in known.items()}
+        spare, in_use, full = None, {(used.protocol, used.port) for used in occupied}, set[Protocol]()
         for item in missing:
             while (port := self._port_for(item, kept, users, in_use, is_full=item.protocol in full)) is None:
                 full.add(item.protocol)
+                spare = self._spare(kept) if spare is None else spare
                 if not spare:
                     break
                 del users[_give_up(kept, spare.pop())]
@@ -197,7 +195,7 @@ class Expander:
         self._fixed = Claims(entry for entry in written if not entry.is_pattern)
         self._reserved = _reserved(written)
         self.turns = tuple(turns)
-        self._last: tuple[object, object, Expansion] | None = None
+        self._last: tuple[object, Assignments, Expansion] | None = None
 
     def expand(
         self,
@@ -217,12 +215,13 @@ class Expander:
             rebooting,
             tuple((domain.name, domain.uuid, domain.running, domain.instance, domain.rank) for domain in domains),
         )
-        if self._last is not None and self._last[:2] == (seen, _numbers(ports)):
+        if self._last is not None and self._last[0] == seen and _are_alike(self._last[1], ports):
+            self._last = seen, ports, self._last[2]
             return replace(self._last[2], ports=ports)
         expansion = self._expansion(domains, ports, cache(occupied), misread, rebooting)
         # Where a process has a port that is wanted, or all are wanting, one may have let go of it since.
         is_whole = not any(_is_wanting(item.reason) for item in expansion.waiting)
-        self._last = (seen, _numbers(expansion.ports), replace(expansion, assigned=())) if is_whole else None
+        self._last = (seen, expansion.ports, replace(expansion, assigned=())) if is_whole else None
         return expansion
 
     def _expansion(
@@ -283,7 +282,7 @@ class Expander:
         ports = _without(ports, {item for item in ports if item.domain in asking} - wanted)
         # Where few are left, entries of files go first.
         by_files = [item for entry, domain in running if not entry.origin.domain for item in _wanted(entry, domain)]
-        return pool.assign(wanted, pool.assign(by_files, ports))
+        return pool.assign(wanted, pool.assign(by_files, ports) if by_files else ports)
 
     def _is_reserved(self, protocol: Protocol, port: int) -> bool:
         return bool(self._reserved[protocol][port])
@@ -342,8 +341,9 @@ def _without(ports: Assignments, given_up: Collection[AutoPort]) -> Assignments:
     return {item: held for item, held in ports.items() if item not in given_up} if given_up else ports
 
 
-def _numbers(ports: Assignments) -> Mapping[AutoPort, int]:
-    return {item: held.port for item, held in ports.items()}
+def _are_alike(one: Assignments, other: Assignments) -> bool:
+    """Whether the same are assigned, for however long their domains have been gone."""
+    return one is other or (one.keys() == other.keys() and all(one[item].port == other[item].port for item in one))
 
 
 def _wanted(entry: ForwardEntry, domain: Domain) -> Iterator[AutoPort]:

@@ -148,7 +148,7 @@ class Judge:
         return (flow.source, flow.client) in self.renamed
 
     def is_outdated(self, flow: Flow) -> bool:
-        """Tell of one with our label; without DNAT, it has that only where it passes through the host."""
+        """Judge one with our label; without DNAT, it has that only where it passes through the host."""
         if not flow.translated and (flow.source in self._local or flow.destination in self._local):
             return False
         if self._fewer_uplinks and self._live.leaves(flow):
@@ -173,7 +173,7 @@ class Strangers:
     """Finds the flows without our label that began while the rules that refuse such where nothing passes were gone.
 
     The kernel does not say by which interfaces a flow goes, so addresses tell: `left` and `entered` are the subnets of
-    networks out of which libvirt lets guests, and into which it lets everybody; `homes` those of all its networks. What
+    networks out of which libvirt lets guests, and into which it lets all; `homes` those of all its networks. What
     a flow between others should have been let through for, its next packet starts over.
 
     What is in `let_out` may open connections to the outside, and none of these has our label.
@@ -342,7 +342,7 @@ class Ended:
         return {flow: until - now for flow, until in self._until.items()}
 
     def add(self, flows: Iterable[Flow], until: float) -> bool:
-        """Remember these, and tell whether anything is refused that was not before."""
+        """Remember these, and return whether anything is refused that was not before."""
         known, ports = set(self._until), defaultdict[tuple[Protocol | None, Address, int], list[Flow]](list)
         for flow in flows:
             ports[flow.protocol, flow.server, flow.server_port].append(flow)
@@ -356,7 +356,7 @@ class Ended:
         return not known.issuperset(self._until)
 
     def forget(self, now: float) -> bool:
-        """Forget what has been refused for long enough, and tell whether that was anything."""
+        """Forget what has been refused for long enough, and return whether that was anything."""
         over = [flow for flow, until in self._until.items() if until <= now]
         for flow in over:
             self._take_out(flow)

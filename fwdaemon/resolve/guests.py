@@ -170,14 +170,14 @@ class GuestFinder:
         return self._chosen
 
     def unchosen(self, entry: GuestEntry, guest: Guest) -> Unchosen | None:
-        """Tell where an entry only stays with its interface, and would not find it by itself."""
+        """Say where an entry only stays with its interface, and would not find it by itself."""
         found = self._select(entry, guest.domain, Family.of(guest.address))
         if not isinstance(found, Hindrance):
             return None
         return Unchosen(guest.domain.name, guest.interface.mac, found, entry.origin)
 
     def silent(self, entry: GuestEntry, domain: Domain, family: Family) -> Silent | None:
-        """Tell where to search for a guest that nothing names an address of; `None` where it is on no bridge."""
+        """Say where to search for a guest that nothing names an address of; `None` where it is on no bridge."""
         interface = self._interface(entry, domain, family)
         if isinstance(interface, Hindrance) or interface.bridge is None:
             return None

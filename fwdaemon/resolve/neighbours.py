@@ -55,7 +55,7 @@ def remembered(before: Iterable[Neighbour], now: Sequence[Neighbour], macs: Abst
 def outdated_neighbours(
     before: Iterable[Neighbour], now: Sequence[Neighbour], macs: AbstractSet[str]
 ) -> tuple[Neighbour, ...]:
-    """Give the entries of guests for whom there are several of one family, one of them new: the guest may have moved.
+    """Give the entries of guests for which there are several of one family, one of them new: the guest may have moved.
 
     The kernel would find out by itself, but only with packets on their way to the old address, and half a minute later.
     """
@@ -65,7 +65,7 @@ def outdated_neighbours(
 
 
 def changed_hands(before: Iterable[Neighbour], now: Iterable[Neighbour]) -> bool:
-    """Tell whether an address that was seen is seen elsewhere now, so that it could be hijacked."""
+    """Whether an address that was seen is seen elsewhere now, so that it could be hijacked."""
     holders = {(neighbour.device, neighbour.address): neighbour.mac for neighbour in now}
     return any(holders.get((old.device, old.address), old.mac) != old.mac for old in before)
 

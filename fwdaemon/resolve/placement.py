@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter, itemgetter
-from typing import TypeVar
+from typing import Final, TypeVar
 from uuid import UUID
 
 from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, NatEntry, RouteEntry
@@ -39,6 +39,7 @@ from fwdaemon.resolve.sharing import Allocator, Grants
 from fwdaemon.resolve.snapshot import Rebooting
 
 _T = TypeVar("_T")
+_COUNTED_AFTER_S: Final = 60.0
 _listen = attrgetter("listen")
 
 
@@ -54,7 +55,7 @@ class Placer:
         self.chosen, self.ports, self.turns = chosen, self._before.ports, self._before.turns
         self.assigned: tuple[Assigned, ...] = ()
         self.placement: Placement | None = None
-        self._rebooting = Rebooting()
+        self._rebooting, self._known, self._uncounted = Rebooting(), frozenset[UUID](), 0.0
         self.ends: float | None = None
         self._allocator: Allocator | None = None
         self._expander: Expander | None = None
@@ -70,7 +71,7 @@ class Placer:
         placement, self.placement = self.placement, None
         before, self._answered_at = self._answered_at, answered_at
         passed = answered_at - before if answered_at is not None and before is not None else 0.0
-        ports = aged(self.ports, {domain.uuid for domain in inventory.domains}, passed)
+        ports = self._aged(frozenset(domain.uuid for domain in inventory.domains), passed)
         rebooting = self._rebooting.follow(inventory.domains, now)
         self.ends = self._rebooting.ends
         grants = self._granted(config, inventory, ports, rebooting)
@@ -81,6 +82,13 @@ class Placer:
         self.placement, self.chosen = placement, placement.chosen
         self.ports, self.assigned = expansion.ports, expansion.assigned
         return desired
+
+    def _aged(self, known: frozenset[UUID], seconds: float) -> Assignments:
+        """Count how long domains are gone, when some came or went, and once a minute: there may be thousands."""
+        self._uncounted += seconds
+        is_due, counted = known != self._known or self._uncounted >= _COUNTED_AFTER_S, self._uncounted
+        self._known, self._uncounted = known, 0.0 if is_due else counted
+        return aged(self.ports, known, counted) if is_due else self.ports
 
     def _granted(self, config: Config, inventory: Inventory, ports: Assignments, rebooting: frozenset[UUID]) -> Grants:
         if self._allocator is None:
@@ -104,7 +112,7 @@ class Placer:
 def desired_state(
     config: Config, inventory: Inventory, chosen: Chosen | None = None, before: Before | None = None
 ) -> Desired:
-    """Tell what is to be live on a host like `inventory`; the rest is as in `Placer`."""
+    """Say what is to be live on a host like `inventory`; the rest is as in `Placer`."""
     return Placer(chosen or {}, before).place(config, inventory)
 
 
@@ -175,7 +183,7 @@ class Placement:
         return self.desired
 
     def _expand(self, expansion: Expansion) -> set[Key]:
-        """Go on with other entries, and tell which of them differ."""
+        """Go on with other entries, and return which of them differ."""
         before, now = self._expansion.entries, expansion.entries
         if before is now:
             return set()

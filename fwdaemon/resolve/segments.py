@@ -23,7 +23,7 @@ def outside(family: Family, desired: Desired) -> list[Address]:
 
 
 def routed_outside(family: Family, desired: Desired) -> list[Route]:
-    """Give the routes to bridges that not everybody may enter; no name that could be read as anything else."""
+    """Give the routes to bridges that not all clients may enter; no name that could be read as anything else."""
     entered = desired.inside.difference(closed(family, desired))
     found = (item for item in desired.routes if item.family is family and item.bridge not in entered)
     return sorted((item for item in found if is_interface_name(item.bridge)), key=lambda item: str(item.subnet))

@@ -74,6 +74,7 @@ class Allocator:
         self._facts: tuple[object, ...] = ()
         self._local: frozenset[Address] = frozenset()
         self._wishes: dict[UUID, tuple[Domain, Wishes]] = {}
+        self._held: tuple[Assignments, frozenset[tuple[Protocol, int]]] = {}, frozenset()
 
     def settle(
         self,
@@ -87,7 +88,7 @@ class Allocator:
             self._config, self._facts, self._wishes = config, (), {}
             self._files, self._grants = Taken(config.entries), Grants(config)
         asking = tuple(domain for domain in inventory.domains if domain.metadata is not None)
-        held = frozenset((item.protocol, found.port) for item, found in ports.items() if asking)
+        held = self._held_by(ports) if asking else frozenset()
         unnamed = nameless(asking, inventory.domains)
         of_host = inventory.host_addresses, inventory.lent, inventory.occupied
         facts = asking, unnamed, [domain.instance for domain in asking], of_host, held, rebooting
@@ -100,6 +101,12 @@ class Allocator:
         self._facts, self.turns = facts, share.turns
         self._grants = _granted(config, self._grants, share)
         return self._grants
+
+    def _held_by(self, ports: Assignments) -> frozenset[tuple[Protocol, int]]:
+        """Give the ports that are assigned; where thousands are, that takes a while, so it is kept."""
+        if self._held[0] is not ports:
+            self._held = ports, frozenset((item.protocol, found.port) for item, found in ports.items())
+        return self._held[1]
 
     def _asked(
         self, config: Config, asking: Collection[Domain], inventory: Inventory

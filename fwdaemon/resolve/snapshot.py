@@ -314,7 +314,7 @@ def _precedence(claim: LearnedAddress, mac: str) -> tuple[bool, AddressSource, b
 
 
 def _is_stable(address: Address, mac: str) -> bool:
-    """Tell whether an address will not rotate: IPv4, made from the MAC address, or low, so written by hand."""
+    """Whether an address will not rotate: IPv4, made from the MAC address, or low, so written by hand."""
     if Family.of(address) is Family.IPV4:
         return True
     identifier = address.packed[8:]
@@ -345,30 +345,45 @@ class LeaseNews:
         self._awaited: AbstractSet[str] = frozenset()
         self._had: dict[str, float] = {}
         self._known: dict[str, Leases] = {}
+        self._strange: dict[str, AbstractSet[str]] = {}
 
-    def follow(self, guests: AbstractSet[str], awaited: AbstractSet[str]) -> None:
+    def inventory_begins(self) -> None:
+        """Note that what changed so far will be seen, with whatever MAC address."""
+        self._strange.clear()
+
+    def follow(self, guests: AbstractSet[str], awaited: AbstractSet[str]) -> tuple[tuple[str, ReasonKind], ...]:
         """Say which MAC addresses guests have, and of which of them no address is known yet.
 
+        Gives the bridges where leases of new guests changed since that inventory began, and what kind of news that is.
         A guest has one first lease, also where it gives that back or reboots: it could have many of them otherwise.
         """
         now = self._clock()
         seen = {mac: now if mac in guests else since for mac, since in self._had.items()}
         self._had = {mac: since for mac, since in seen.items() if now - since < _FORGOTTEN_S}
         self._guests, self._awaited = guests, awaited - self._had.keys()
+        return tuple((bridge, self._kind_of(macs)) for bridge, macs in self._strange.items() if macs & guests)
 
     def kind(self, bridge: str, now: Leases | None) -> ReasonKind | None:
-        """Give what the file of a bridge says, `None` for nothing; a file that cannot be read may say anything."""
+        """Give what the file of a bridge says, `None` for nothing; a file that cannot be read may say anything.
+
+        Leases that no guest has are none; where its domain is just being looked at, `follow` gives it then.
+        """
         before = self._known.pop(bridge, None)
         if now is None:
             return ReasonKind.LEASES
         self._known[bridge], known = now, before or {}
         changed = {mac for mac in now.keys() | known.keys() if now.get(mac) != known.get(mac)}
-        if first := self._awaited & now.keys():
-            self._awaited -= first
-            self._had |= dict.fromkeys(first, self._clock())
-            return ReasonKind.FIRST_LEASE
-        is_news = before is None or changed & self._guests or changed & now.keys()
-        return ReasonKind.LEASES if is_news else None
+        self._strange[bridge] = (self._strange.get(bridge, frozenset()) | changed - self._guests) & now.keys()
+        is_news = before is None or changed & self._guests or self._awaited & now.keys()
+        return self._kind_of(now.keys()) if is_news else None
+
+    def _kind_of(self, leased: AbstractSet[str]) -> ReasonKind:
+        """Tell a first lease among these MAC addresses; it is one no more."""
+        if not (first := self._awaited & leased):
+            return ReasonKind.LEASES
+        self._awaited -= first
+        self._had |= dict.fromkeys(first, self._clock())
+        return ReasonKind.FIRST_LEASE
 
 
 def read_leases(text: bytes | None) -> Leases | None:

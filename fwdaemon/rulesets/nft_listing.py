@@ -50,7 +50,7 @@ _WITHOUT_EFFECT: Final = frozenset(
     }
 )
 _DOUBTFUL: Final = frozenset({"limit", "quota", "ct count", "meter"})
-# Targets of iptables-nft, where its own listing cannot be had.
+# Targets of iptables-nft, where its own listing is not available.
 _XT_WITHOUT_EFFECT: Final = frozenset({"LOG", "NFLOG", "CHECKSUM", "TCPMSS", "TRACE", "AUDIT", "CT"})
 
 

@@ -246,7 +246,7 @@ def passes(match: Mapping[str, Json], sets: Sets, packet: Packet, surroundings: 
 
 
 def contains(element: Json, value: Value, sets: Sets, surroundings: Surroundings) -> Tristate:
-    """Tell whether an element, an anonymous set or a named one holds a value."""
+    """Whether an element, an anonymous set or a named one holds a value."""
     if value is Special.ABSENT:
         return Tristate.NO
     if _is_set(element):

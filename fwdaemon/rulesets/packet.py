@@ -33,12 +33,12 @@ def negated(tristate: Tristate) -> Tristate:
 
 
 def all_of(tristates: Iterable[Tristate]) -> Tristate:
-    """Tell whether every one holds; of none, yes."""
+    """Whether every one holds; of none, yes."""
     return min(tristates, default=Tristate.YES)
 
 
 def any_of(tristates: Iterable[Tristate]) -> Tristate:
-    """Tell whether one of them holds; of none, no."""
+    """Whether one of them holds; of none, no."""
     found = Tristate.NO
     for tristate in tristates:
         if tristate is Tristate.YES:
@@ -98,7 +98,7 @@ class Packet:
     """A packet. `None` is unknown; for `source` it is a client somewhere outside.
 
     `came_in` and `goes_out` are interfaces, empty where there is none. `wanted` is where the connection's first packet
-    was sent before anybody translated it, and `translated_by` the rule that did. `mark` is the packet's, `connmark` the
+    was sent before any translation, and `translated_by` the rule that did. `mark` is the packet's, `connmark` the
     connection's, and so are its `labels`, each as it is written; `marked_by` is the rule that gave it one of these.
     `renamed` says that it leaves under another source, to which the answer will go.
     """
@@ -131,7 +131,7 @@ class Packet:
         return self.state is State.ESTABLISHED and self.port is None
 
     def has_label(self, label: str) -> Tristate:
-        """Tell whether the connection has a label; some are called by numbers, others by names."""
+        """Whether the connection has a label; some are called by numbers, others by names."""
         if self.labels is None:
             return Tristate.UNKNOWN
         if label in self.labels:
@@ -173,7 +173,7 @@ class Surroundings:
     way_back: str | None = None
 
     def within(self, address: Address | None, subnet: Subnet) -> Tristate:
-        """Tell whether an address, or a client somewhere outside, is in a subnet."""
+        """Whether an address, or a client somewhere outside, is in a subnet."""
         if address is not None:
             return tristate_of(address.version == subnet.version and address in subnet)
         if subnet.prefixlen == 0:
@@ -197,7 +197,7 @@ def _lies_within(subnet: Subnet, others: Iterable[Subnet]) -> bool:
 
 
 def among_client_ports(first: int, last: int) -> Tristate:
-    """Tell whether a port that some client chose is in a range."""
+    """Whether a port that some client chose is in a range."""
     if first <= CLIENT_PORTS[0] and last >= CLIENT_PORTS[1]:
         return Tristate.YES
     return Tristate.NO if last < CLIENT_PORTS[0] else Tristate.UNKNOWN

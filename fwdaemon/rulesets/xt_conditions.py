@@ -195,7 +195,7 @@ def _from_ports(packet: Packet, ranges: Sequence[tuple[int, int]]) -> Tristate:
 
 
 def _in_ranges(port: int | None, ranges: Sequence[tuple[int, int]]) -> Tristate:
-    """Tell whether a port, or one that some client chose, is in one of several ranges."""
+    """Whether a port, or one that some client chose, is in one of several ranges."""
     if port is None:
         return any_of(among_client_ports(first, last) for first, last in ranges)
     return tristate_of(any(first <= port <= last for first, last in ranges))

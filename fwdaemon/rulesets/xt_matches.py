@@ -290,21 +290,21 @@ class _Reader:
         return _ALWAYS if asked == set(wanted.upper().split(",")) - {"NONE"} else _NEVER
 
     def opening(self) -> Spans:
-        """Tell whether it opens a TCP connection: it does."""
+        """Whether it opens a TCP connection: it does."""
         return _ALWAYS
 
     def fragment(self) -> Spans:
-        """Tell whether it is a later fragment: connection tracking has put those together."""
+        """Whether it is a later fragment: connection tracking has put those together."""
         return _NEVER
 
     def way_back(self) -> Spans:
-        """Tell whether a way leads back, however that is asked."""
+        """Whether a way leads back, however that is asked."""
         if self.modules != {_WAY_BACK}:
             raise ValueError(self.modules)
         return _ALWAYS
 
     def no_way_back(self) -> Spans:
-        """Tell whether no way leads back."""
+        """Whether no way leads back."""
         return _ALWAYS.minus(self.way_back())
 
 

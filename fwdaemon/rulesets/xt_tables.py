@@ -137,7 +137,7 @@ class _Reader:
 
 
 def _read_into(table: Table, number: int, line: str) -> bool:
-    """Read a line into a table; tell whether it was one that belongs there."""
+    """Read a line into a table; return whether it was one that belongs there."""
     if line.startswith(":"):
         chain, policy, *_ = [*line[1:].split(), "-", "-"]
         _declare(table, number, line, chain, policy)
@@ -200,7 +200,7 @@ def _words(text: str) -> list[str]:
 
 
 def _family_of(options: Iterable[Option]) -> Family | None:
-    """Tell the family of a rule by the first address in it."""
+    """Give the family of a rule by the first address in it."""
     named = (option.values[0] for option in options if option.name in _WITH_ADDRESSES and option.values)
     found = (family for value in named for family, pattern in _FAMILIES.items() if pattern.fullmatch(value))
     return next(found, None)
@@ -219,7 +219,7 @@ class Tools:
 
 
 def asked(rule: RuleLine, tools: Tools) -> Asked:
-    """Tell what a rule asks of a packet."""
+    """Say what a rule asks of a packet."""
     if rule.options is None:
         return Asked({}, rule.text)
     return asked_by(rule.options, tools.space, tools.services)

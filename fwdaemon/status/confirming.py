@@ -22,7 +22,7 @@ from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.report import Fault, FaultKind, ReasonKind, ReconcileReport
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Job
-from fwdaemon.errors import ConfigError, Problem
+from fwdaemon.errors import STRANGE, ConfigError, Problem
 from fwdaemon.events import Inventories
 from fwdaemon.kernel.process import Worker
 from fwdaemon.resolve.claims import Sockets
@@ -76,7 +76,7 @@ class Confirmation:
             self._pending = self._known(record_in(self._path, MOST_KEPT))
             if self._pending is not None:
                 self._keep(self._pending)  # in terms of this run of the host
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, *STRANGE) as error:
             _log.warning(
                 "which configuration is to be confirmed is not known: %s: %s", self._path, printable(str(error))
             )
@@ -102,7 +102,7 @@ class Confirmation:
         return self._pending is not None and self.waits and self._pending.deadline.left(self._clocks()) <= 0
 
     def look_in(self) -> float | None:
-        """Tell when to look again whether it has."""
+        """Say when to look again whether it has."""
         if self._pending is None or self._pending.over:
             return None
         return max(0.0, min(self._pending.deadline.left(self._clocks()), LOOK_S))
@@ -130,7 +130,7 @@ class Confirmation:
             self._path.unlink()
 
     def prepare(self, before: Texts, newer: Mapping[Path, bytes], seconds: int | None) -> Fault | None:
-        """Note that newer texts are to be in force, and whether they are to be confirmed; tell why they cannot be."""
+        """Note that newer texts are to be in force, and whether they are to be confirmed; return why they cannot be."""
         try:
             if seconds is not None:
                 self.begin(before, newer, seconds)
@@ -192,7 +192,7 @@ class Standing:
         self.all = openings.merged(shared.merged(start.config))
 
     def log_start(self, start: Start, records: Records) -> None:
-        """Tell how it began."""
+        """Say how it began."""
         lines.drop_ins_ignored(start.config.ignored)
         self.confirmation.read()
         records.to_confirm(self.confirmation.until, is_back=self.confirmation.is_over)
@@ -205,7 +205,7 @@ class Standing:
             records.last_good_in_force(start.problems, start.kept_at)
 
     async def refusal(self, loaded: Loaded, confirm: int | None) -> Fault | None:
-        """Get ready for another configuration, to be confirmed in so many seconds; tell why it cannot be had."""
+        """Get ready for another configuration, to be confirmed in so many seconds; return why it is not possible."""
         if confirm is None and not (self.confirmation.waits or self.confirmation.is_over):
             return None
         before = self._sources, self._lists
@@ -222,7 +222,7 @@ class Standing:
         return self.openings.merged(self._shared.merged(self.config))
 
     def put_on_record(self, records: Records) -> None:
-        """Have the status tell of it."""
+        """Have the status show it."""
         lines.drop_ins_ignored(self.config.ignored)
         records.configuration_loaded(self.all)
         records.to_confirm(self.confirmation.until, is_back=self.confirmation.is_over)
@@ -266,7 +266,7 @@ class Standing:
         ports: Assignments,
         occupied: Callable[[], Sockets | None],
     ) -> Unavailable:
-        """Tell what may not be opened, as far as it is known."""
+        """Say what may not be opened, as far as it is known."""
         hosts = inventory.host_addresses if inventory is not None else ()
         assigned = frozenset((item.protocol, held.port) for item, held in ports.items())
         live = report.desired.exposures if report is not None else frozenset()

@@ -174,7 +174,7 @@ class ConnectionLog:
                 self._reader = None
             if followed.guests and self._reader is None:
                 self._reader = _begun(_filter(followed.guests), self._buffer, self._writer)
-        except (OSError, RuntimeError) as error:  # no descriptor or no thread is to be had
+        except (OSError, RuntimeError) as error:  # no descriptor or thread is available
             self._warning.warn(f"connections are not logged: {error}; trying again")
             return
         self._warning.settle("connections are logged again")
@@ -310,7 +310,7 @@ def _begun(filters: list[list[Field]], buffer: int, writer: _Writer) -> _Reader:
 
     Raises:
         OSError: the kernel refused, or reports no connections.
-        RuntimeError: no thread is to be had.
+        RuntimeError: no thread is available.
 
     """
     if sysctl.read(_EVENTS) == "0":

@@ -58,7 +58,7 @@ class Notifier:
         self._queue("STOPPING=1")
 
     def status(self, text: str) -> None:
-        """Tell what `systemctl status` is to show, one line, unless it shows that already."""
+        """Say what `systemctl status` is to show, one line, unless it shows that already."""
         if text != self._status:
             self._status = text
             self._queue(f"STATUS={text}")
@@ -69,7 +69,7 @@ class Notifier:
             self._queue("WATCHDOG=1")
 
     def close(self) -> None:
-        """Tell nothing more."""
+        """Report nothing more."""
         if self._again is not None:
             self._again.cancel()
         self._socket.close()
@@ -196,7 +196,7 @@ class Pulse:
         self.notifier.ready()
 
     def end(self) -> None:
-        """Tell nothing more."""
+        """Report nothing more."""
         if self._next is not None:
             self._next.cancel()
         self.notifier.close()

@@ -68,7 +68,7 @@ class Shared(Protocol):
         ...
 
     def take_reasons(self) -> list[Reason]:
-        """Put a newer table in force; tell of that, and of addresses that were taken and lost."""
+        """Put a newer table in force; report that, and addresses that were taken and lost."""
         ...
 
 
@@ -235,7 +235,7 @@ def confined_interfaces_in(held: Desired | None) -> tuple[str, ...]:
 
 
 def _restored(report: ReconcileReport, at: datetime) -> Iterator[Restored]:
-    """Tell what was put back: of exposures with one cause, and of gates, the first and how many more."""
+    """Say what was put back: of exposures with one cause, and of gates, the first and how many more."""
     changes = [change for change in report.changes if change.action == "restored"]
     for cause, alike in groupby(changes, key=lambda change: change.cause):
         first, *others = alike
@@ -361,7 +361,7 @@ class Feed:
         self._subscriptions: set[Subscription] = set()
 
     def publish(self, at: datetime, changes: Sequence[Change]) -> None:
-        """Tell everybody."""
+        """Notify all clients."""
         self.revision += 1
         for subscription in self._subscriptions:
             subscription.add(at, changes)

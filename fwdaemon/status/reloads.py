@@ -18,7 +18,7 @@ from fwdaemon.config.model import Config
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Job, Protocol
-from fwdaemon.errors import ConfigError, KernelError, Problem
+from fwdaemon.errors import STRANGE, ConfigError, KernelError, Problem
 from fwdaemon.hostnet.owned_state import DIRECTORY, LedTo, OwnedStateFile
 from fwdaemon.kernel.process import Worker
 from fwdaemon.resolve.claims import AllTurns, Sockets, Turn, no_sockets
@@ -100,7 +100,7 @@ class LastGood:
             return Kept(config, datetime.fromisoformat(record["at"]), texts, lists)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        except (OSError, *STRANGE, ConfigError) as error:
             _log.warning("the last good configuration cannot be used: %s: %s", self._path, printable(str(error)))
             return None
 
@@ -150,7 +150,7 @@ class PortRecords:
         try:
             records = sorted(self._claims.records, key=lambda each: int(each["number"]))
             known = [(each["by_file"], Turn.read(each)) for each in records]
-        except (KeyError, ValueError):
+        except STRANGE:
             return (), ()
         return tuple(turn for by_file, turn in known if not by_file), tuple(turn for by_file, turn in known if by_file)
 
@@ -166,7 +166,7 @@ class PortRecords:
                 return _ports_in(path)
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            except (OSError, *STRANGE) as error:
                 self.is_intact = False
                 _log.warning("the ports that were assigned cannot be read: %s: %s", path, printable(str(error)))
         return {}
@@ -236,6 +236,7 @@ class Written:
         self._records = PortRecords(state, directory)
         self.choice, self.ports = self._led_to.chosen, self._records.known()
         self._kept_ports = _hourly(self.ports) if self._records.is_intact else None
+        self._looked_at: Assignments | None = None
         self.turns = self._records.turns
         self._again_after = again_after
         self._worker = Worker("last good configuration", Job.LAST_GOOD)
@@ -269,12 +270,13 @@ class Written:
         if turns != self.turns:
             self.turns = turns
             self._write("claims", lambda: self._records.keep_turns(turns))
-        if (hourly := _hourly(ports)) != self._kept_ports:
+        is_same, self._looked_at = ports is self._looked_at, ports
+        if not is_same and (hourly := _hourly(ports)) != self._kept_ports:
             self._kept_ports, self.ports = hourly, ports
             self._write("ports", lambda: self._records.keep(ports))
 
     async def done(self, write: Callable[[], Fault | None]) -> Fault | None:
-        """Write something, and tell why it could not be, or has not been for long."""
+        """Write something, and return why it could not be, or has not been for long."""
         try:
             return await asyncio.wait_for(self._worker.submit(write), _PATIENCE_S)
         except TimeoutError:

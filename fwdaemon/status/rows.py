@@ -50,7 +50,7 @@ class Facts:
 class Readings:
     """What the kernel says when it is asked: connections that rules counted, open ones and their bytes.
 
-    Exposures may be missing in either; `open` is `None` where the kernel does not tell. It forwards no packets of the
+    Exposures may be missing in either; `open` is `None` where the kernel does not say. It forwards no packets of the
     families in `not_forwarding`. `elsewhere` are listening addresses that other machines have now, each with the MAC
     address of the machine.
     """
@@ -99,7 +99,7 @@ def _live(exposure: Exposure, held: frozenset[Exposure], facts: Facts, readings:
 
 
 def _state(exposure: Exposure, facts: Facts, readings: Readings) -> tuple[State, str | Hindrance]:
-    """Tell how what the kernel holds is, and why it is not reached, or still is."""
+    """Say how what the kernel holds is, and why it is not reached, or still is."""
     if refusal := _refusal(exposure, facts, readings):
         return State.REFUSED, format_fault(refusal)
     if facts.failure and facts.wanted is not None and exposure not in facts.wanted.exposures:

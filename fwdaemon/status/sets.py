@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
@@ -23,7 +24,7 @@ from fwdaemon.core.admission import Element, Place, SourceSet
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.text import GrammarError, printable
 from fwdaemon.core.types import Family, Job
-from fwdaemon.errors import KernelError, PortfwdError, Problem
+from fwdaemon.errors import STRANGE, KernelError, PortfwdError, Problem
 from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.kernel.process import Worker
 from fwdaemon.status.reloads import replace_whole
@@ -140,7 +141,7 @@ class SetKeeper:
             return
         try:
             found = reading.result() if config is self._config else []
-        except (PortfwdError, OSError) as error:  # no descriptor or thread is to be had
+        except (PortfwdError, OSError) as error:  # no descriptor or thread is available
             _log.debug("files of sets are read later: %s", error)
             found = []
         for read in found:
@@ -235,12 +236,12 @@ class KeptElements:
             return dict(_places(json.loads(_read_own(self._path))))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, *STRANGE) as error:
             _log.warning("what was in external sets cannot be read: %s: %s", self._path, printable(str(error)))
             return {}
 
     def keep(self, held: Mapping[Place, Mapping[Element, float | None]]) -> bool:
-        """Write it, and tell whether that was done. That it cannot be is a warning, once."""
+        """Write it, and return whether that was done. That it cannot be is a warning, once."""
         at = time.time()
         records = [_record(place, found, at) for place, found in held.items()]
         try:
@@ -275,7 +276,10 @@ def _places(records: list[Mapping[str, object]]) -> list[tuple[Place, dict[Eleme
         listed = record["elements"]
         for first, last, until in listed if isinstance(listed, list) else ():
             left = None if until is None else float(until) - time.time()
+            element = Element(int(first), int(last))
+            if not 0 <= element.first <= element.last < 1 << place[0].bits or not isfinite(left or 0.0):
+                raise ValueError(f"no element of a set is {[first, last, until]}")
             if left is None or left > 0:
-                elements[Element(int(first), int(last))] = None if left is None else now() + left
+                elements[element] = None if left is None else now() + left
         found.append((place, elements))
     return found

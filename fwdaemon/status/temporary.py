@@ -1,7 +1,7 @@
 """Forwards that were opened for a while.
 
 They are kept on the disk with the time at which they end, so that they end on time whatever becomes of the daemon. Two
-clocks tell that time: the one on the wall, which may be set, and the one that counts since the host started, which may
+clocks give that time: the one on the wall, which may be set, and the one that counts since the host started, which may
 not. Whichever is first counts. After a restart of the host only the former is left.
 """
 
@@ -29,7 +29,7 @@ from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import Closing, Fault, FaultKind, Reason, ReasonKind
 from fwdaemon.core.text import GrammarError, printable
 from fwdaemon.core.types import Job, Origin, Until, show_endpoint
-from fwdaemon.errors import ConfigError, PortfwdError
+from fwdaemon.errors import STRANGE, ConfigError, PortfwdError
 from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.process import Worker
 from fwdaemon.resolve.wishes import Unavailable, opened
@@ -87,7 +87,7 @@ class Deadline(NamedTuple):
         return cls(Until(ceil(at.wall + seconds), at.boottime + seconds), at.boot, seconds)
 
     def left(self, at: Now) -> float:
-        """Tell how many seconds are left."""
+        """Say how many seconds are left."""
         return min(self.until.wall - at.wall, self.until.boottime - at.boottime)
 
     def resumed(self, at: Now) -> "Deadline":
@@ -107,6 +107,7 @@ class Deadline(NamedTuple):
     def read(cls, record: Mapping[str, Any], at: Now) -> "Deadline":
         """Read the JSON form. Raises KeyError, TypeError or ValueError where it is none of ours."""
         until = Until(int(record["until"]), float(record["boottime"]))
+        datetime.fromtimestamp(until.wall, UTC)  # raises where that is no time
         return cls(until, str(record["boot"]), int(record["seconds"])).resumed(at)
 
 
@@ -125,7 +126,7 @@ def record_in(path: Path, most: int = MOST_BYTES) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Temporary:
-    """A forward that was opened: one port string for a domain, as it was written, and for whom; `by` is who did it."""
+    """A forward that was opened: one port string for a domain, as written, and its sources; `by` is who did it."""
 
     number: int
     domain: str
@@ -186,7 +187,7 @@ def _known(state: Path, clocks: Clocks) -> tuple[Temporary, ...]:
         return tuple(Temporary.read(record, clocks()) for record in record_in(path) or ())
     except PermissionError:  # a command of a user's
         return ()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
+    except (OSError, *STRANGE, ConfigError) as error:
         _log.warning("what was opened for a while is closed: %s: %s", path, printable(str(error)))
         return ()
 
@@ -197,7 +198,7 @@ def with_temporary(config: Config, state: Path = STATE) -> Config:
 
 
 def remaining(items: Iterable[Temporary], at: Now) -> Mapping[Origin, OpenFor]:
-    """Tell for how long each is open."""
+    """Say for how long each is open."""
     return {
         item.origin: OpenFor(
             datetime.fromtimestamp(item.deadline.until.wall, UTC),
@@ -235,7 +236,7 @@ class Openings:
         return merged
 
     def remaining(self) -> Mapping[Origin, OpenFor]:
-        """Tell for how long each is open."""
+        """Say for how long each is open."""
         return remaining(self.current, self.clocks())
 
     def take_reasons(self) -> list[Reason]:
@@ -245,12 +246,12 @@ class Openings:
         return taken
 
     def look_in(self) -> float | None:
-        """Tell when to look again whether something has ended."""
+        """Say when to look again whether something has ended."""
         left = [item.deadline.left(self.clocks()) for item in self.current]
         return max(0.0, min(*left, LOOK_S)) if left else None
 
     async def open(self, wish: Wish, unavailable: Unavailable) -> tuple[Origin, ...]:
-        """Open something once it is written down; tell where it is said to be asked for.
+        """Open something once it is written down; return where it is said to be asked for.
 
         Raises:
             DeclinedError: it cannot be opened.
@@ -276,7 +277,7 @@ class Openings:
         return tuple(item.origin for item in added)
 
     async def shut(self, domain: str, ports: Collection[str], by: str) -> tuple[str, ...]:
-        """Close what is open to a domain, or of that these ports, and tell which.
+        """Close what is open to a domain, or of that these ports, and return which.
 
         Raises:
             DeclinedError: nothing of the kind is open, or it may be open again after a restart.

@@ -4,10 +4,12 @@ An action is a few words, so that any sequence of them can be written down and p
 when its turn comes, because another before it was left out, does nothing.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from tests.chaos.admission import BANNABLE, BROKEN, LISTS
+from tests.chaos.asking import ASKING
 from tests.chaos.model import ALWAYS, ENTRIES, NETWORKS, STEADY, STILL, Domain, World
 from tests.chaos.rule_faults import RULE_FAULTS
 from tests.lab.release import LibvirtFirewall
@@ -20,7 +22,11 @@ SHORTAGES = (
     "run", "var", "threads", "descriptors", "journal", "lock", "nft", "nft-time", "connections", "elements",
 )  # fmt: skip
 # Kinds that are counted one by one of what they are about.
-_NAMED = frozenset({"wrong-configuration", "flood", "take", "give-back"})
+_NAMED = frozenset({"wrong-configuration", "flood", "take", "give-back", "set-file", "metadata", "reload"})
+# What becomes of a configuration that is to be confirmed; killed, the daemon starts again when its time is over.
+CONFIRMATIONS = ("confirmed", "lapsed", "killed")
+# Whom a program bans and lets in again, and that it empties its set.
+BANS, RELEASES = BANNABLE, (*BANNABLE, "all")
 FLOODS = ("commits", "neighbours", "leases", "pauses", "hangups", "links", "definitions")
 
 
@@ -45,7 +51,7 @@ class Action:
         """What it is counted as."""
         if self.kind == "rules":
             return f"rules: {self.words[0]}"
-        return f"{self.kind} {self.words[0]}" if self.kind in _NAMED else self.kind
+        return f"{self.kind} {self.words[-1 if self.kind == 'metadata' else 0]}" if self.kind in _NAMED else self.kind
 
 
 def is_possible(action: Action, world: World, firewall: LibvirtFirewall) -> bool:
@@ -66,7 +72,7 @@ def _rules_can_be_written(world: World) -> bool:
 
 
 def _domain(test: Callable[[World, Domain], bool]) -> Callable[..., bool]:
-    return lambda world, key: _libvirt_works(world) and test(world, world.domains[key])
+    return lambda world, key, *_: _libvirt_works(world) and test(world, world.domains[key])
 
 
 def _network(*, active: bool) -> Callable[..., bool]:
@@ -101,7 +107,7 @@ _POSSIBLE: dict[str, Callable[..., bool]] = {
     "undefine": _domain(lambda _, domain: domain.defined),
     "define": _domain(lambda _, domain: not domain.defined),
     "rename": _domain(lambda _, domain: domain.defined and not domain.running),
-    "readdress": _domain(lambda world, domain: domain.running and domain.defined and _is_well(world, domain)),
+    "readdress": _domain(lambda world, domain: domain.running and domain.defined and _may_move(world, domain)),
     "network-destroy": _network(active=True),
     "network-start": _network(active=False),
     "network-redefine": _network(active=True),
@@ -110,13 +116,18 @@ _POSSIBLE: dict[str, Callable[..., bool]] = {
     "libvirtd-restart": lambda world: _libvirt_works(world) and _rules_can_be_written(world),
     "libvirtd-start": lambda world: not world.libvirtd and "run" not in world.short and _rules_can_be_written(world),
     "rules": _rules,
-    "configuration": lambda _world, *_: True,
+    "configuration": lambda world, *_: not world.misread,
+    "reload": lambda world, *_: not world.misread and _can_open(world),
+    "metadata": _domain(lambda _, domain: domain.running),
+    "set-file": lambda world, name: name not in BROKEN or (world.can_settle and "var" not in world.short),
+    "ban": lambda world, address: _can_ban(world) and address not in world.banned,
+    "unban": lambda world, address: _can_ban(world) and (address == "all" or address in world.banned),
     "wrong-configuration": lambda world, _kind: world.daemon != "down",
     "daemon-kill": lambda world: world.daemon == "up",
     "daemon-stop": lambda world: world.can_settle,
-    "daemon-remove": lambda world: world.can_settle and "lock" not in world.short,
+    "daemon-remove": lambda world: world.can_settle and "lock" not in world.short and not world.misread,
     "flush": lambda world: world.daemon == "down" and not world.removed and not world.short & {"nft", "lock"},
-    "daemon-start": lambda world: world.daemon == "down" and not world.short & {"nft", "lock"},
+    "daemon-start": lambda world: world.daemon == "down" and not world.short & {"nft", "lock"} and not world.misread,
     "daemon-pause": lambda world: world.daemon == "up",
     "daemon-resume": lambda world: world.daemon == "paused",
     "take": _take,
@@ -132,6 +143,16 @@ _POSSIBLE: dict[str, Callable[..., bool]] = {
 def _can_open(world: World) -> bool:
     """Whether something can be opened for a while, which is written to /var first, or closed."""
     return world.can_settle and world.domains["a"].running and not world.short & {"var", "nft-time", "lock"}
+
+
+def _can_ban(world: World) -> bool:
+    """Whether there is a set for others, and room to write down who is in it."""
+    return world.can_settle and "var" not in world.short
+
+
+def _may_move(world: World, domain: Domain) -> bool:
+    """Whether a guest can have another address, which the configuration has to say."""
+    return _is_well(world, domain) and not world.misread
 
 
 def _is_well(world: World, domain: Domain) -> bool:
@@ -151,6 +172,7 @@ _WEIGHTS = {
     "daemon-kill": 3, "daemon-stop": 3, "daemon-remove": 3, "flush": 15, "daemon-start": 80,
     "daemon-pause": 3, "daemon-resume": 80,
     "take": 50, "give-back": 90, "flood": 6, "open": 8, "close": 4,
+    "reload": 10, "metadata": 12, "set-file": 16, "ban": 10, "unban": 8,
 }  # fmt: skip
 
 
@@ -163,24 +185,30 @@ def draw(random: Random, world: World, firewall: LibvirtFirewall) -> Action:
             return action
 
 
+_CHOICES: Mapping[str, tuple[Sequence[str], ...]] = {
+    **dict.fromkeys(("start", "stop", "crash", "reboot", "undefine", "define", "readdress"), (_TOUCHED,)),
+    **dict.fromkeys(("network-destroy", "network-start", "network-redefine"), (_TOUCHED_NETWORKS,)),
+    "rename": (("d",),),
+    "wrong-configuration": (WRONG,),
+    "flood": (FLOODS,),
+    "metadata": (("a",), tuple(ASKING)),
+    "set-file": ((*LISTS, *BROKEN),),
+    "ban": (BANS,),
+    "unban": (RELEASES,),
+}
+
+
 def _drawn_words(random: Random, kind: str, world: World, firewall: LibvirtFirewall) -> Iterator[str]:
-    if kind in {"start", "stop", "crash", "reboot", "undefine", "define", "readdress"}:
-        yield random.choice(_TOUCHED)
-    elif kind == "rename":
-        yield "d"
-    elif kind.startswith("network-"):
-        yield random.choice(_TOUCHED_NETWORKS)
+    if kind in _CHOICES:
+        yield from (random.choice(choices) for choices in _CHOICES[kind])
     elif kind == "rules":
         yield random.choice([name for name, fault in RULE_FAULTS.items() if firewall in fault.on])
         yield str(random.randrange(10**6))
-    elif kind == "configuration":
+    elif kind in {"configuration", "reload"}:
+        yield from (random.choice(CONFIRMATIONS) for _ in range(kind == "reload"))
         yield from (name for name in ENTRIES if name in _ALWAYS or random.random() < 0.7)
-    elif kind == "wrong-configuration":
-        yield random.choice(WRONG)
     elif kind in {"take", "give-back"}:
         yield random.choice(SHORTAGES if kind == "take" else sorted(world.short) or SHORTAGES)
-    elif kind == "flood":
-        yield random.choice(FLOODS)
 
 
 assert STEADY not in _TOUCHED

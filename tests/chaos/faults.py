@@ -10,6 +10,7 @@ from tests.chaos.foreign import install_bystander
 from tests.chaos.guests import is_running
 from tests.chaos.listing import NFT, Listing
 from tests.chaos.model import RENAMED, TEMPORARY
+from tests.chaos.reloading import Reloading, portfwd
 from tests.chaos.rule_faults import RULE_FAULTS
 from tests.chaos.shortages import Shortages
 from tests.chaos.stage import Stage
@@ -44,7 +45,7 @@ class Faults:
         self._stage = stage
         self._host = stage.host
         self._world = stage.world
-        self._shortages = Shortages(stage)
+        self._shortages, self._reloading = Shortages(stage), Reloading(stage)
         self._done: dict[str, Callable[..., None]] = {
             "start": self._start,
             "stop": self._stop,
@@ -76,6 +77,11 @@ class Faults:
             "flood": self._flood,
             "open": lambda: self._open("open", "--for", "1d", opened=True),
             "close": lambda: self._open("close", opened=False),
+            "reload": self._reloading.reload,
+            "set-file": self._reloading.set_file,
+            "ban": self._reloading.ban,
+            "unban": self._reloading.unban,
+            "metadata": self._ask,
         }
 
     def do(self, action: Action) -> None:
@@ -131,6 +137,11 @@ class Faults:
             self._stage.reserve()
         self._stage.configure(self._world.config())
 
+    def _ask(self, key: str, what: str) -> None:
+        """Have a domain ask for something in its own definition."""
+        self._world.domains[key].asks = what
+        self._stage.guests[key].ask()
+
     def _destroy_network(self, name: str) -> None:
         self._host.libvirt.destroy_network(name)
         self._world.networks[name] = False
@@ -183,7 +194,7 @@ class Faults:
         self._world.short -= _OF_DAEMON
 
     def _flush(self) -> None:
-        self._host.run(self._host.python, "-m", "fwdaemon", "flush")
+        portfwd(self._host, "flush")
         self._world.removed = True
 
     def _start_daemon(self) -> None:
@@ -207,7 +218,7 @@ class Faults:
         """Open something for a while, or close it."""
         verb, *rest = words
         ports = [port.word for port in TEMPORARY.ports]
-        self._host.run(self._host.python, "-m", "fwdaemon", verb, TEMPORARY.domain, *ports, *rest)
+        portfwd(self._host, verb, TEMPORARY.domain, *ports, *rest)
         self._world.opened = opened
 
     def _flood(self, kind: str) -> None:

@@ -14,8 +14,19 @@ A fault is drawn by lot, round after round. After each one the whole truth is co
 not, our rules as `nft` and `iptables-legacy-save` list them, everybody else's rules byte for byte (line by line where
 libvirt itself has just written its own anew), the daemon's descriptors, threads and children.
 
+The host has what an administrator may use. Others add to an external set, take out of it, flush it, and wipe it with
+its table, also while the daemon is dead; what the daemon has seen of it comes back. The file of a set is replaced, or
+broken or removed: then what was read before stays. Who is in either set is denied everything. Of two forwards, one is
+limited by rate for each source, and one by open connections: a new client gets as much as it may and no more, another
+is served meanwhile, and the journal has where a connection began and ended. A domain asks for ports in its own
+definition, for what it may have, what it may not, and with malice. Ports that were assigned stay the same throughout.
+`reload` loads another configuration to be confirmed: `confirmed` stays, `lapsed` is not confirmed, and `killed` is not
+either, with the daemon killed meanwhile; the one before has to be back. With `keep_guests_online`, guests reach the
+outside in every round, also when another program has FORWARD refuse by its policy, as Docker does.
+
 In every state that a fault leaves, packets are sent that must get nowhere: from a guest to the host's 127.0.0.1, with
-guests' addresses from outside, with the address of a 1:1 guest from its neighbour, and to ports that nothing publishes.
+guests' addresses from outside, with the address of a 1:1 guest from its neighbour, from whom a set denies, and to ports
+that nothing publishes.
 All the time a guest floods its network with ARP and neighbour discovery, forged datagrams come from outside, and junk
 comes to the control socket and the port of the metrics.
 

@@ -5,6 +5,7 @@ from typing import Self
 
 import libvirt
 
+from tests.chaos.asking import ASKING, NAMESPACE
 from tests.chaos.model import Domain
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import SOURCE, Host
@@ -35,6 +36,8 @@ class ChaosGuest(LxcGuest):
     def _xml(self) -> ET.Element:
         domain = super()._xml()
         ET.SubElement(domain, "uuid").text = self.model.uuid
+        asked = ET.fromstring(ASKING[self.model.asks])  # noqa: S314  it is our own
+        ET.SubElement(domain, "metadata").append(asked)
         return domain
 
     def wait_up(self) -> None:
@@ -66,6 +69,14 @@ class ChaosGuest(LxcGuest):
         self.undefine()
         self.adopt()
         return self.define()
+
+    def ask(self) -> None:
+        """Write what the model asks for into its definition, of now and, if it has one, of later."""
+        text, where = ASKING[self.model.asks], libvirt.VIR_DOMAIN_AFFECT_LIVE
+        if self.model.defined:
+            where |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        with self.domain() as domain:
+            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, "portfwd", NAMESPACE, where)
 
     def flutter(self, times: int) -> None:
         """Pause and resume it so many times."""

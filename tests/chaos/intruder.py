@@ -14,7 +14,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from tests.chaos.model import BANNED4, HOSTILE, STEADY, World
+from tests.chaos.admission import BANNABLE
+from tests.chaos.model import HOSTILE, STEADY, World
 from tests.chaos.packets import HEAD_BYTES, datagram, frames_socket, raw_socket
 from tests.chaos.server import TCP_PORT, UDP_PORT
 from tests.chaos.stage import HOSTILE4, HOSTILE6, SECRET_PORT, Stage
@@ -79,9 +80,9 @@ def knocks(world: World) -> Iterator[Knock]:
         yield Knock("outside", CLIENT6, "tcp", PUBLIC6, port)
         yield from (Knock(HOSTILE, HOSTILE4, "tcp", address, port) for address in (_GATEWAY4, OTHER_LINK4))
         yield Knock(HOSTILE, HOSTILE6, "tcp", _GATEWAY6, port)
-    if world.bans:
-        yield from (Knock("outside", BANNED4, "tcp", address, TCP_PORT) for address in (PUBLIC4, _STEADY_PUBLIC))
-        yield Knock("outside", BANNED4, "udp", PUBLIC4, UDP_PORT)
+    for source in world.denied.intersection(BANNABLE):
+        yield from (Knock("outside", source, "tcp", address, TCP_PORT) for address in (PUBLIC4, _STEADY_PUBLIC))
+        yield Knock("outside", source, "udp", PUBLIC4, UDP_PORT)
     for domain in world.domains.values():
         for port in _SERVED:
             yield Knock("outside", CLIENT4, "tcp", domain.address4, port)

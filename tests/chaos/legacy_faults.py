@@ -8,14 +8,22 @@ from tests.chaos.listing import Listing
 _CHAINS = {
     "nat": ("KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST"),
     "filter": ("KVMPF_FWD",),
-    "mangle": ("KVMPF_FWD",),
+    "mangle": ("KVMPF_FWD", "KVMPF_PRE", "KVMPF_POST", "KVMPF_DENY"),
 }
+# Sets go once no rule looks at them.
+DESTROY_SETS = [
+    *(words(f"{program}-legacy -w -t mangle -F KVMPF_DENY") for program in ("iptables", "ip6tables")),
+    words("iptables-legacy -w -t nat -F KVMPF_OUT"),
+    words("ipset destroy"),
+]
 _LINKS = (
     ("nat", "PREROUTING", "KVMPF_PRE"),
     ("nat", "OUTPUT", "KVMPF_OUT"),
     ("nat", "POSTROUTING", "KVMPF_POST"),
     ("filter", "FORWARD", "KVMPF_FWD"),
     ("mangle", "FORWARD", "KVMPF_FWD"),
+    ("mangle", "PREROUTING", "KVMPF_PRE"),
+    ("mangle", "OUTPUT", "KVMPF_POST"),
 )
 
 
@@ -63,6 +71,22 @@ def move_rule(random: Random, listing: Listing) -> Commands:
         return []
     family, table, chain, number, line = drawn
     return [restore(family, table, f"-D {chain} {number}", line)]
+
+
+def unlabel_rule(random: Random, listing: Listing) -> Commands:
+    """Have one rule translate without setting the label."""
+    label = ' -m connlabel --label "25" --set'
+    found = [
+        (family, number, line)
+        for family in FAMILIES
+        for number, line in enumerate(_rules(listing, family, "nat", "KVMPF_OUT"), start=1)
+        if label in line
+    ]
+    if not found:
+        return []
+    family, number, line = random.choice(found)
+    other = line.replace(label, "").replace("-A KVMPF_OUT", f"-R KVMPF_OUT {number}", 1)
+    return [restore(family, "nat", other)]
 
 
 def flush_chain(random: Random, listing: Listing) -> Commands:

@@ -25,6 +25,7 @@ section legacy-ip6; ip6tables-legacy-save
 section ruleset
 for family in ip ip6 inet arp bridge netdev; do {NFT} --stateless --terse list ruleset $family; done | sed '{_CROWD}'
 {NFT} list set inet bystander known 2>/dev/null
+section ipsets; ipset save
 section addresses; ip -oneline -4 address show dev eth0
 """
 _COUNTERS = re.compile(r"\[\d+:\d+\]")
@@ -37,7 +38,7 @@ def copy_nft(host: Host) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Sections by name: `own-ip`, `libvirt-ip`, `iptables-ip`, `legacy-ip` and for ip6, too; `ruleset`, `addresses`."""
+    """Sections by name, as `own-ip`, and the same for ip6: own, libvirt, iptables and legacy; then those for both."""
 
     sections: dict[str, str]
 

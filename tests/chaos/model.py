@@ -4,9 +4,10 @@ Everything that must follow from it is in `tests.chaos.truth`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import NAMESPACE_DNS, uuid5
 
+from tests.chaos.admission import ALLOW, LISTS, OFFICE, SETS
 from tests.lab.host import PUBLIC4_SECOND
 
 STEADY, STILL = "steady", "still"
@@ -17,13 +18,18 @@ _FIRST_NUMBER = {"a": 10, "b": 20, "c": 30, "d": 40, STEADY: 50}
 _NUMBERS = 5
 NETWORKS = {"default": 122, "other": 123, STILL: 121}
 PLACES = {"a": "default", "b": "default", "c": "other", "d": "other", STEADY: STILL}
+# No port yet, of a forward that is to be given one.
+AUTOMATIC = 0
 # A name is any text; none of it may become syntax.
 RENAMED = 'd "renamed" --jump'
 
 
 @dataclass(slots=True)
 class Domain:
-    """One guest. `plugged` says that its interface is on its network's present bridge; `turn` counts its addresses."""
+    """One guest. `plugged` says that its interface is on its network's present bridge; `turn` counts its addresses.
+
+    `asks` is what its own definition asks for, as `asking` does.
+    """
 
     key: str
     name: str
@@ -31,6 +37,7 @@ class Domain:
     defined: bool = True
     running: bool = True
     plugged: bool = True
+    asks: str = "nothing"
 
     @property
     def network(self) -> str:
@@ -74,6 +81,8 @@ class Port:
     @property
     def word(self) -> str:
         """How the configuration writes it."""
+        if self.first == AUTOMATIC:
+            return f"auto:{self.guest}/{self.protocol}"
         host, guest = (f"{start}-{start + self.width - 1}" if self.width > 1 else f"{start}" for start in self._starts)
         return f"{f'{self.listen}:' if self.listen else ''}{host}:{guest}/{self.protocol}"
 
@@ -84,7 +93,10 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A `[[forward]]`, or with `public` a `[[nat]]`. `reserved` leaves it to libvirt to know the address."""
+    """A `[[forward]]`, or with `public` a `[[nat]]`. `reserved` leaves it to libvirt to know the address.
+
+    `limits` is a line of the configuration, and `log` has its connections written down.
+    """
 
     domain: str
     ports: tuple[Port, ...] = ()
@@ -93,6 +105,8 @@ class Entry:
     by_uuid: bool = False
     source: str | None = None
     public: str | None = None
+    limits: str = ""
+    log: bool = False
 
     def toml(self, domain: Domain) -> str:
         """Write it for the configuration."""
@@ -106,40 +120,54 @@ class Entry:
             lines.append(f"ports = [{', '.join(f'{chr(34)}{port.word}{chr(34)}' for port in self.ports)}]")
         if self.source:
             lines.append(f'sources = ["{self.source}"]')
+        if self.limits:
+            lines.append(self.limits)
+        if self.log:
+            lines.append("log = true")
         return "\n".join([*lines, ""])
 
 
-# Any choice of them is valid. The first three are always chosen, and no round touches what they lead to.
+# Of two forwards that are limited for each source: the ports.
+RATED, COUNTED = 9010, 9011
+# Any choice of them is valid. The first ones are always chosen, and no round touches what they lead to.
 ENTRIES = {
     "steady": Entry(STEADY, (Port(9000, 9000), Port(9001, 9001, "udp"))),
     "steady6": Entry(STEADY, (Port(9000, 9000),), version=6),
     "steady-nat": Entry(STEADY, public="198.51.100.9"),
+    "steady-rate": Entry(STEADY, (Port(RATED, 9000),), limits='rate = "3/hour"'),
+    "steady-open": Entry(STEADY, (Port(COUNTED, 9000),), limits="max_open = 2", log=True),
+    "steady-automatic": Entry(STEADY, (Port(AUTOMATIC, 80),)),
     "a-learned": Entry("a", (Port(8000, 80),), reserved=True),
     "a-sources": Entry("a", (Port(8003, 80),), reserved=True, source="203.0.113.0/24"),
     "b-configured": Entry("b", (Port(8001, 80), Port(5300, 9001, "udp"))),
+    "b-automatic": Entry("b", (Port(AUTOMATIC, 80),)),
     "b-ipv6": Entry("b", (Port(8001, 80),), version=6),
     "b-before-a": Entry("b", (Port(8000, 80, listen=PUBLIC4_SECOND),)),
     "c-one-address": Entry("c", (Port(8002, 443, listen=PUBLIC4_SECOND),)),
     "c-range": Entry("c", (Port(8079, 79, width=3),)),
+    "c-office": Entry("c", (Port(8006, 443),), source=f"set:{OFFICE}"),
     "c-nat": Entry("c", public="198.51.100.8"),
     "d-name": Entry("d", (Port(8004, 80),)),
     "d-uuid": Entry("d", (Port(8005, 80),), by_uuid=True),
 }
 # What is opened for a while, beside whatever is configured.
 TEMPORARY = Entry("a", (Port(8010, 80, listen=PUBLIC4_SECOND),), reserved=True)
-# What another program bans from everything, in a set of ours in nftables, from the first round to the last.
-BANNED4, BANNING = "198.51.100.66", "banned"
-_SET = f'[[set]]\nname = "{BANNING}"\nexternal = true\n'
+# What a domain is allowed to ask for in its own definition, and the port of what it is not.
+ASKED = Entry("a", (Port(8020, 80, listen=PUBLIC4_SECOND),), reserved=True)
+REFUSED = 8030
 # Without these the daemon can bring about nothing; of the lock, only what is in the legacy tables.
 _NEEDED, _LEGACY_NEEDS = {"threads", "descriptors", "nft"}, {"lock"}
-ALWAYS = ("steady", "steady6", "steady-nat")
+ALWAYS = tuple(name for name in ENTRIES if name.startswith(STEADY))
 _HEAD = """\
 [daemon]
 libvirt = ["lxc:///system"]
 resync = "1h"
 localhost = true
 on_stop = "{on_stop}"
-{deny}[metrics]
+keep_guests_online = true
+auto_ports = "20000-20009"
+deny = ["set:banned", "set:listed"]
+[metrics]
 listen = "127.0.0.1:9750"
 textfile = "/var/lib/kvm-portfwd/metrics.prom"
 """
@@ -151,7 +179,8 @@ class World:
 
     `opened` says that something is open for a while. `removed` says that all rules of ours were taken away on purpose,
     and have not come back yet. `short` names what there is not enough of, as `shortages` does. `legacy` says that our
-    rules are in the legacy tables.
+    rules are in the legacy tables. `automatic` says which port a domain was given. Of the sets, `banned` is what others
+    hold in theirs, `listed` names what the file held when it was last right, and `misread` says that it is wrong now.
     """
 
     domains: dict[str, Domain] = field(default_factory=lambda: {key: Domain(key, key) for key in PLACES})
@@ -164,25 +193,35 @@ class World:
     removed: bool = False
     short: set[str] = field(default_factory=set)
     legacy: bool = False
+    automatic: dict[str, int] = field(default_factory=dict)
+    banned: set[str] = field(default_factory=set)
+    listed: str = "empty"
+    misread: bool = False
 
-    def config(self, on_stop: str = "keep") -> str:
-        """The configuration in force, as text."""
-        chosen = ((ENTRIES[name], self.domains[ENTRIES[name].domain]) for name in self.entries)
-        deny = f'deny = ["set:{BANNING}"]\n' if self.bans else ""
-        head = _HEAD.format(on_stop=on_stop, deny=deny) + (_SET if self.bans else "")
-        return head + "".join(entry.toml(domain) for entry, domain in chosen)
+    def config(self, on_stop: str = "keep", entries: tuple[str, ...] | None = None) -> str:
+        """The configuration in force, as text, or another with these entries."""
+        chosen = [ENTRIES[name] for name in (self.entries if entries is None else entries)]
+        written = [entry.toml(self.domains[entry.domain]) for entry in chosen]
+        return "".join([_HEAD.format(on_stop=on_stop), SETS, ALLOW, *written])
 
     @property
-    def bans(self) -> bool:
-        """Whether there is a set to ban by."""
-        return not self.legacy
+    def denied(self) -> frozenset[str]:
+        """Who may connect to nothing."""
+        return frozenset(self.banned).union(LISTS[self.listed])
 
     @property
     def wanted(self) -> Iterator[Entry]:
         """What is to be open while its domain runs."""
-        yield from (ENTRIES[name] for name in self.entries)
+        yield from (self.resolved(ENTRIES[name]) for name in self.entries)
         if self.opened:
             yield TEMPORARY
+        if self.domains[ASKED.domain].asks == "allowed":
+            yield ASKED
+
+    def resolved(self, entry: Entry) -> Entry:
+        """Put the port in that its domain was given, where none is named."""
+        given = self.automatic.get(entry.domain, AUTOMATIC)
+        return replace(entry, ports=tuple(replace(port, first=port.first or given) for port in entry.ports))
 
     @property
     def active_networks(self) -> frozenset[str]:

@@ -58,6 +58,20 @@ def move_rule(random: Random, listing: Listing) -> Commands:
     return [_commit({"delete": {"rule": drawn[0]}}, {"add": {"rule": drawn[1]}})] if drawn else []
 
 
+def unlabel_rule(random: Random, listing: Listing) -> Commands:
+    """Have one rule translate without setting the label; who replaces a rule by hand writes none of our comments."""
+    rules = [rule for family in FAMILIES for rule in _items(listing, family, "rule") if any(map(_labels, rule["expr"]))]
+    if not rules:
+        return []
+    rule = random.choice(rules)
+    kept = {name: value for name, value in rule.items() if name != "comment"}
+    return [_commit({"replace": {"rule": {**kept, "expr": [part for part in rule["expr"] if not _labels(part)]}}})]
+
+
+def _labels(part: Item) -> bool:
+    return "mangle" in part and part["mangle"]["key"] == {"ct": {"key": "label"}}
+
+
 def _drawn_elements(random: Random, listing: Listing, count: int) -> tuple[Item, list[Any]] | None:
     """Draw elements of one map that leads to dispatch chains."""
     maps = [

@@ -1,20 +1,25 @@
 """Our tables in nftables, read back from nft's JSON: the exposures they hold, and anything else in them."""
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, summarize_address_range
 from typing import Any
 
-from tests.chaos.model import BANNING
+from tests.chaos.admission import DENYING
 from tests.chaos.truth import ANY, Exposure, collapsed
 
 Item = dict[str, Any]
 # Chains of forwards that are one port for anyone, and the maps in which they find its target.
 _PLAIN = {f"{name}_plain": f"{name}_targets" for name in ("one_address", "every_address")}
+# What drops who is denied everything; each translation has a rule that leads there ahead of it.
+_DENY = frozenset(f"deny.{name}" for name in DENYING)
 # The chains that are there whatever is open; all others are dispatch chains that a map leads to.
-_FRAME = frozenset({"forwards", "prerouting", "output", "postrouting", "forward", *_PLAIN})
-# What drops clients that another program bans; who may connect is asked there ahead of each translation.
-_DENY = f"deny.{BANNING}"
+_FRAME = _DENY.union(("forwards", "prerouting", "output", "postrouting", "forward"), _PLAIN)
+# Each translation comes behind what denies, for each set, and limits.
+_GUARDED = re.compile(rf"(?:D{{{len(_DENY)}}}L*T)+")
+_COUNTED = re.compile(r'"counter": \{[^}]*\}')
 # What a 1:1 guest sends: dispatch chains for each guest, and how they begin.
 _OF_GUEST = ("from.", "as.")
 # Where packets of guests come in: a dispatch chain for each subnet that has no exposure.
@@ -23,7 +28,10 @@ _OF_SUBNET = "home."
 
 @dataclass(frozen=True, slots=True)
 class NftTable:
-    """One family's table. `frame` is all of it that does not depend on what is open, as text."""
+    """One family's table. `frame` is all of it that does not depend on what is open, as text.
+
+    `sets` is who is in those that deny.
+    """
 
     exposures: frozenset[Exposure]
     subnets: frozenset[str]
@@ -31,7 +39,7 @@ class NftTable:
     guests: int
     frame: str
     oddities: tuple[str, ...]
-    banned: frozenset[str] = frozenset()
+    sets: Mapping[str, frozenset[str]]
 
 
 def read_table(version: int, listing: str) -> NftTable | None:
@@ -41,13 +49,10 @@ def read_table(version: int, listing: str) -> NftTable | None:
     items: list[Item] = json.loads(listing)["nftables"]
     rules = [item["rule"] for item in items if "rule" in item]
     chains = {item["chain"]["name"] for item in items if "chain" in item} - _FRAME
-    denies = [rule for rule in rules if rule["chain"] == _DENY]
-    oddities = [f"{_DENY}: {len(denies)} rules"] * (_DENY in chains and len(denies) != 1)
-    is_denying, chains = int(_DENY in chains), chains - {_DENY}
     maps = {item["map"]["name"]: item["map"].get("elem", []) for item in items if "map" in item}
     targets = {chain: _by_key(maps.pop(name, [])) for chain, name in _PLAIN.items()}
     elements = [(key, verdict["jump"]["target"]) for found in maps.values() for key, verdict in found]
-    oddities += [f"chain {name} that no map leads to" for name in sorted(chains - {chain for _, chain in elements})]
+    oddities = [f"chain {name} that no map leads to" for name in sorted(chains - {chain for _, chain in elements})]
     exposures: set[Exposure] = set()
     for key, chain in elements:
         dispatch_chain = [rule for rule in rules if rule["chain"] == chain]
@@ -62,11 +67,12 @@ def read_table(version: int, listing: str) -> NftTable | None:
             found = _plain_exposure(version, key, targets[chain].pop(str(key), None))
             oddities += [f"{key} has no target"] * (not found)
         else:
-            found = _exposures(version, key, dispatch_chain)
-            asking = [rule for rule in dispatch_chain if _leads_to_deny(rule)]
-            dispatch_chain = [rule for rule in dispatch_chain if rule not in asking]
-            if not chain.startswith(_OF_GUEST):
-                oddities += [f"{key}: {len(asking)} rules deny"] * (len(asking) != len(dispatch_chain) * is_denying)
+            limits = "".join(filter(None, map(_limit, dispatch_chain)))
+            kinds = "".join("D" if _leads_to_deny(rule) else "L" if _limit(rule) else "T" for rule in dispatch_chain)
+            dispatch_chain = [rule for rule, kind in zip(dispatch_chain, kinds, strict=True) if kind == "T"]
+            found = _exposures(version, key, dispatch_chain, limits)
+            is_guarded = chain.startswith(_OF_GUEST) or _GUARDED.fullmatch(kinds)
+            oddities += [f"{key}: the order of rules that deny, limit and translate is {kinds}"] * (not is_guarded)
             wanted = len(dispatch_chain) // 2 if chain.startswith("from.") else len(dispatch_chain)
             oddities += [f"{key}: {len(dispatch_chain)} rules, {len(found)} translations"] * (len(found) != wanted)
         exposures |= found
@@ -79,12 +85,28 @@ def read_table(version: int, listing: str) -> NftTable | None:
         len(exposures) - len(ours),
         _frame(items),
         tuple(oddities),
-        frozenset(map(str, _elements(items, f"set_{BANNING}"))),
+        {name: frozenset(map(str, _elements(items, f"set_{name}"))) for name in DENYING},
     )
 
 
 def _leads_to_deny(rule: Item) -> bool:
-    return {"jump": {"target": _DENY}} in rule["expr"]
+    return any(part["jump"]["target"] in _DENY for part in rule["expr"] if "jump" in part)
+
+
+def _limit(rule: Item) -> str:
+    """Read a rule that drops who is over a limit, as the configuration says that; empty for any other rule."""
+    for part in rule["expr"]:
+        match part:
+            case {
+                "set": {
+                    "op": "update",
+                    "stmt": [{"limit": {"rate": rate, "burst": burst, "per": unit, "inv": True}}, *_],
+                }
+            }:
+                return f'rate = "{rate}/{unit}"' if rate == burst else f"burst of {burst}"
+            case {"set": {"op": "add", "stmt": [{"ct count": {"val": most, "inv": True}}, *_]}}:
+                return f"max_open = {most}"
+    return ""
 
 
 def _by_key(elements: list[Any]) -> dict[str, Any]:
@@ -99,22 +121,22 @@ def _plain_exposure(version: int, key: Any, target: Any) -> set[Exposure]:
     return {Exposure(version, protocol, listen, port, 1, ANY, *target)}
 
 
-def _exposures(version: int, key: Any, dispatch_chain: list[Item]) -> set[Exposure]:
+def _exposures(version: int, key: Any, dispatch_chain: list[Item], limits: str) -> set[Exposure]:
     """Read the rules of a dispatch chain; what only labels or changes the source has no target."""
     if dispatch_chain and dispatch_chain[0]["chain"].startswith(_OF_GUEST):
         return {Exposure(version, "", rule["chain"], 0, 0, ANY, "", 0) for rule in dispatch_chain[:1]}
-    found = (_exposure(version, key, rule) for rule in dispatch_chain)
+    found = (_exposure(version, key, rule, limits) for rule in dispatch_chain)
     return {exposure for exposure in found if exposure is not None}
 
 
-def _exposure(version: int, key: Any, rule: Item) -> Exposure | None:
+def _exposure(version: int, key: Any, rule: Item, limits: str) -> Exposure | None:
     dnat = next((part["dnat"] for part in rule["expr"] if "dnat" in part), None)
     if dnat is None or not any("mangle" in part for part in rule["expr"]):
         return None
     listen, protocol, ports = _listened(key)
     first, last = ports["range"] if isinstance(ports, dict) else (ports, ports)
     width = last - first + 1 if protocol else 0
-    return Exposure(version, protocol, listen, first, width, _source(rule), dnat["addr"], _first_port(dnat))
+    return Exposure(version, protocol, listen, first, width, _source(rule), dnat["addr"], _first_port(dnat), limits)
 
 
 def _listened(key: Any) -> tuple[str, str, Any]:
@@ -162,15 +184,20 @@ def _spanned(element: Item) -> list[str]:
     return [str(subnet) for subnet in summarize_address_range(first, last)]
 
 
+def _place(item: Item) -> tuple[str, str]:
+    ((kind, body),) = item.items()
+    return kind, str(body.get("chain", body.get("name")))
+
+
 def _frame(items: list[Item]) -> str:
-    """Everything but elements, dispatch chains and handles."""
+    """Everything but elements, dispatch chains and handles; of what was made in which order, only rules have one."""
     lines = []
-    for item in items:
+    for item in sorted(items, key=_place):
         ((kind, body),) = item.items()
         if kind in {"map", "set"}:
             body = {name: value for name, value in body.items() if name != "elem"}
         elif kind == "metainfo" or (kind != "table" and body.get("chain", body.get("name")) not in _FRAME):
             continue
         kept = {name: value for name, value in body.items() if name != "handle"}
-        lines.append(f"{kind} {json.dumps(kept, sort_keys=True)}")
+        lines.append(_COUNTED.sub('"counter": null', f"{kind} {json.dumps(kept, sort_keys=True)}"))
     return "\n".join(lines)

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from tests.chaos.model import ENTRIES, STEADY, TEMPORARY, World
+from tests.chaos.admission import BANNABLE
+from tests.chaos.model import ASKED, ENTRIES, REFUSED, STEADY, TEMPORARY, World
 from tests.chaos.server import TCP_PORT, UDP_PORT
 from tests.chaos.stage import Stage
 from tests.chaos.truth import answering
 from tests.lab.host import (
     CLIENT4,
     CLIENT4_OTHER_LINK,
-    CLIENT4_SECOND,
     CLIENT6,
     OTHER_LINK4,
     PUBLIC4,
@@ -43,7 +43,10 @@ class Probe:
 
 def every_probe(world: World) -> Iterator[Probe]:
     """Every question about a forward or 1:1 address that any configuration may hold."""
-    for entry in (*ENTRIES.values(), TEMPORARY):
+    for entry in map(world.resolved, (*ENTRIES.values(), TEMPORARY, ASKED)):
+        # Each question counts, and is one of `Limits`.
+        if entry.limits:
+            continue
         for port in entry.ports:
             address4 = port.listen or PUBLIC4
             number = port.first + (1 if port.width > 1 else 0)
@@ -55,13 +58,15 @@ def every_probe(world: World) -> Iterator[Probe]:
         yield Probe("outside", CLIENT4, "tcp", domain.address4, 80)
         yield Probe("outside", CLIENT6, "tcp", domain.address6, 80)
     yield Probe("outside", CLIENT4, "tcp", PUBLIC4, 8080 + 2)
+    # What a domain asks for, and is not allowed.
+    yield Probe("outside", CLIENT4, "tcp", PUBLIC4_SECOND, REFUSED)
 
 
 def _asked(version: int, protocol: str, address4: str, port: int) -> Iterator[Probe]:
     if version == 6:
         yield Probe("outside", CLIENT6, protocol, PUBLIC6, port)
         return
-    for source in (CLIENT4, CLIENT4_SECOND):
+    for source in (CLIENT4, *BANNABLE):
         yield Probe("outside", source, protocol, address4, port)
     # On another address of the host, from the host itself, and from a guest of another network.
     other = (CLIENT4, PUBLIC4_SECOND) if address4 == PUBLIC4 else (CLIENT4_OTHER_LINK, OTHER_LINK4)

@@ -13,6 +13,7 @@ from tests.chaos.faults import Faults
 from tests.chaos.figures import Figures
 from tests.chaos.foreign import changed_lines, left_by, lines_of
 from tests.chaos.intruder import FORGERIES, OF_NEIGHBOUR, Intruder, Knock, knocks
+from tests.chaos.limits import Limits, is_online
 from tests.chaos.listing import Listing
 from tests.chaos.resources import beyond, held
 from tests.chaos.rule_faults import RULE_FAULTS, RuleFault
@@ -26,6 +27,8 @@ _INTERVAL_S = 0.05
 _STILL_S = 1.0
 # The thread that looks for guests whose address is not known.
 _BEGUN_LATER = 1
+# Limits are asked about each so many rounds.
+_LIMITS_EACH = 4
 # After these, libvirt has written its own rules anew; a changed reservation is one of its reasons.
 _LIBVIRT_WRITES = ("network-", "libvirtd-", "readdress a")
 
@@ -52,6 +55,7 @@ class Rounds:
         self._foreign = listing.foreign
         self._wait(self._wrong_rules)
         self._held = self._held_at_rest()
+        self._limits = Limits(stage)
         self._intruder = Intruder(stage, at_end)
 
     def play(self, action: Action) -> None:
@@ -82,6 +86,8 @@ class Rounds:
         if action.kind in _REMOVING and (left := self._left()):
             raise WrongError("\n".join(left))
         if fault and fault.undo:
+            if not fault.rests:
+                self._check_online()
             self._undo(fault)
         if fault and fault.wipes:
             self._repair(left_by(fault.wipes, listing))
@@ -96,7 +102,7 @@ class Rounds:
     def _left(self) -> list[str]:
         """Say what is left where all of ours is to be gone, with the connections that came through it."""
         listing = Listing.of(self._stage.host)
-        rules = [f"left: {line}" for line in listing.own.splitlines() if line]
+        rules = [f"left: {line}" for line in [*listing.own.splitlines(), *listing["ipsets"].splitlines()] if line]
         held = [f"left: {address}" for address in compare.held_addresses(listing)]
         places = (probe for probe in probes.every_probe(self._world) if probe.origin == "outside")
         tried = [Knock(place.origin, place.source, place.protocol, place.address, place.port) for place in places]
@@ -153,7 +159,15 @@ class Rounds:
         for probe in probes.drawn(self._random, before, self._world):
             self.figures.probes += 1
             self._check(probe)
+        self._check_online()
+        if self.figures.rounds % _LIMITS_EACH == 0 and (wrong := self._limits.wrong()):
+            raise WrongError("\n".join(wrong))
         self._stage.steady.go_on()
+
+    def _check_online(self) -> None:
+        """See that what others refuse by their policy keeps no guest from what libvirt lets it reach."""
+        if self._world.can_settle and not is_online(self._stage):
+            raise WrongError("a guest reaches nothing outside")
 
     def _check(self, probe: probes.Probe) -> None:
         wanted, deadline = probes.expected(self._world, probe), time.monotonic() + _ANSWERED_WITHIN_S

@@ -32,9 +32,9 @@ class RuleFault:
     rests: bool = False
 
 
-def _gate(program: str, verb: str) -> Command:
-    label = "-m connlabel --label 25 -m comment --comment kvm-portfwd -j ACCEPT"
-    return words(f"{program} -w {verb} FORWARD {label}")
+def _gate(program: str, verb: str, label: int = 25) -> Command:
+    rule = f"-m connlabel --label {label} -m comment --comment kvm-portfwd -j ACCEPT"
+    return words(f"{program} -w {verb} FORWARD {rule}")
 
 
 def _of_gate(program: str, on: frozenset[LibvirtFirewall]) -> dict[str, RuleFault]:
@@ -42,6 +42,7 @@ def _of_gate(program: str, on: frozenset[LibvirtFirewall]) -> dict[str, RuleFaul
     drop = "-m comment --comment chaos -j DROP"
     return {
         f"gate-deleted-{program}": RuleFault(always(_gate(program, "-D")), on),
+        f"gate-relabelled-{program}": RuleFault(always(_gate(program, "-D"), _gate(program, "-I", label=24)), on),
         f"gate-moved-{program}": RuleFault(always(_gate(program, "-D"), _gate(program, "-A")), on),
         f"gate-doubled-{program}": RuleFault(always(_gate(program, "-A")), on),
         f"outranked-{program}": RuleFault(
@@ -91,6 +92,9 @@ RULE_FAULTS: dict[str, RuleFault] = {
     "nft-double-rule": RuleFault(nft_faults.double_rule, _ON_NFT),
     "nft-move-rule": RuleFault(nft_faults.move_rule, _ON_NFT),
     "nft-delete-element": RuleFault(nft_faults.delete_element, _ON_NFT),
+    "nft-unlabel-rule": RuleFault(nft_faults.unlabel_rule, _ON_NFT),
+    "nft-flush-listed": RuleFault(nft("flush set ip kvm_portfwd set_listed"), _ON_NFT),
+    "nft-flush-deny": RuleFault(nft("flush chain ip kvm_portfwd deny.banned"), _ON_NFT),
     "nft-swap-elements": RuleFault(nft_faults.swap_elements, _ON_NFT),
     # Ours alone, in the legacy tables.
     "legacy-delete-rule": RuleFault(legacy_faults.delete_rule, _ON_LEGACY),
@@ -100,6 +104,9 @@ RULE_FAULTS: dict[str, RuleFault] = {
     "legacy-delete-link": RuleFault(legacy_faults.delete_link, _ON_LEGACY),
     "legacy-move-link": RuleFault(legacy_faults.move_link, _ON_LEGACY),
     "legacy-double-link": RuleFault(legacy_faults.double_link, _ON_LEGACY),
+    "legacy-unlabel-rule": RuleFault(legacy_faults.unlabel_rule, _ON_LEGACY),
+    "ipset-flush": RuleFault(always(words("ipset flush")), _ON_LEGACY),
+    "ipset-destroy": RuleFault(always(*legacy_faults.DESTROY_SETS), _ON_LEGACY),
     "legacy-stray-drop": RuleFault(always(words("iptables-legacy -w -I KVMPF_FWD 1 -j DROP")), _ON_LEGACY, rests=True),
     # The gates.
     "gate-deleted-native": RuleFault(nft_faults.delete_native_gate, _ON_NATIVE),
@@ -109,6 +116,10 @@ RULE_FAULTS: dict[str, RuleFault] = {
     **_of_gate("ip6tables-nft", _ON_NFT),
     **_of_gate("iptables-legacy", _ON_NFT),
     **_of_gate("ip6tables-legacy", _ON_NFT),
+    # What Docker does to a host, beside libvirt's own rules and without.
+    "policy-drop-iptables-nft": RuleFault(
+        always(words("iptables-nft -w -P FORWARD DROP")), undo=[words("iptables-nft -w -P FORWARD ACCEPT")]
+    ),
     # Everybody's.
     "nft-flush-ruleset": RuleFault(always(words(f"{NFT} flush ruleset")), wipes="nft", rests=True),
     "iptables-nft-flush": RuleFault(always(words("iptables-nft -w -F")), wipes="nft ip filter"),

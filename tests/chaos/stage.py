@@ -1,17 +1,20 @@
 """The host as it is set up before anything goes wrong: networks, guests, a bystander's rules, the daemon."""
 
+import json
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Address
 from itertools import combinations
 from xml.etree import ElementTree as ET
 
 import libvirt
 
+from tests.chaos.admission import ANYBODY, BANNED4, FILE, change_ban, list_text
 from tests.chaos.foreign import install_bystander, lines_of
 from tests.chaos.guests import ChaosGuest
-from tests.chaos.listing import NFT, Listing, copy_nft
-from tests.chaos.model import BANNED4, BANNING, HOSTILE, NETWORKS, STEADY, STILL, World
+from tests.chaos.listing import Listing, copy_nft
+from tests.chaos.model import AUTOMATIC, ENTRIES, HOSTILE, NETWORKS, STEADY, STILL, World
 from tests.chaos.server import TCP_PORT, UDP_PORT
 from tests.chaos.steady import Steady, transfers
 from tests.lab.command import LabError
@@ -20,6 +23,7 @@ from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, PUBLIC4, PUBLIC6, SOURCE, Host
 from tests.lab.libvirt_client import Reservation
 from tests.lab.lxc import LxcGuest
+from tests.lab.place import wait_until
 from tests.lab.probe import Prober
 from tests.lab.release import Flavour, LibvirtFirewall
 
@@ -88,8 +92,11 @@ class Stage:
             stage.hostile.start().run("sh", "-ec", _ASK_FOR_LOOPBACK)
             host.place.serve("secret", "tcp", SECRET_PORT)
             host.outside.popen([host.python, f"{SOURCE}/tests/chaos/server.py", "outside"]).wait_line("^ready$")
+            stage._prepare_clients()
+            stage.write_list(list_text(stage.world.listed))
             stage.start_daemon()
-            stage._ban()
+            stage.world.automatic = stage._assigned()
+            stage.ban("add", BANNED4)
             stage.steady = at_end.enter_context(stage._transfers())
             yield stage
 
@@ -104,11 +111,34 @@ class Stage:
             self.host.outside.run(["ip", "route", "add", f"192.168.{third}.0/24", "via", PUBLIC4])
             self.host.outside.run(["ip", "route", "add", f"2001:db8:{third}::/64", "via", PUBLIC6])
 
-    def _ban(self) -> None:
-        """Have another program ban a client, once and for all."""
-        if self.world.bans:
-            self.host.outside.run(["ip", "address", "add", f"{BANNED4}/24", "dev", "eth0"])
-            self.host.run(NFT, f"add element ip kvm_portfwd set_{BANNING} {{ {BANNED4} }}")
+    def _prepare_clients(self) -> None:
+        """Give the client outside the addresses that are banned, and any of those of whom limits know nothing yet."""
+        self.host.outside.run(["ip", "address", "add", f"{BANNED4}/24", "dev", "eth0"])
+        self.host.outside.run(["ip", "route", "add", "local", ANYBODY, "dev", "lo"])
+
+    def ban(self, verb: str, address: str) -> None:
+        """Have another program add someone to the set that is its own, or `delete` them from it."""
+        self.host.run(*change_ban(verb, address, legacy=self.world.legacy))
+        banned = self.world.banned
+        self.world.banned = banned | {address} if verb == "add" else banned - {address} if verb == "delete" else set()
+        # What is written down outlives the daemon and a wipe.
+        wait_until(self._knows_bans, "the daemon has written down who is banned")
+
+    def _knows_bans(self) -> bool:
+        kept = self.host.run("cat", f"{STATE}/external-sets.json", check=False).stdout
+        found = {first for record in json.loads(kept or "[]") for first, _, _ in record["elements"]}
+        return found == {int(IPv4Address(address)) for address in self.world.banned}
+
+    def write_list(self, text: str) -> None:
+        """Replace the file of a set as an editor does."""
+        script = f"mkdir -p /etc/portfwd.d && cat >{FILE}.new && mv {FILE}.new {FILE}"
+        self.host.run("sh", "-ec", script, stdin=text)
+
+    def _assigned(self) -> dict[str, int]:
+        """Ask which ports domains were given; they must have the same from now on."""
+        found = ((entry.domain, port) for entry in ENTRIES.values() for port in entry.ports if port.first == AUTOMATIC)
+        command = (self.host.python, "-m", "fwdaemon", "port", "--port-only")
+        return {domain: int(self.host.run(*command, domain, str(port.guest)).stdout) for domain, port in found}
 
     def _seen_foreign(self) -> Iterator[tuple[frozenset[str], list[str]]]:
         """What libvirt and the bystander have for each choice of active networks, while there is no daemon."""
@@ -144,17 +174,17 @@ class Stage:
         return told + self.host.run("journalctl", "--output=cat", f"--lines={_LINES}", check=False).stdout
 
     def autopsy(self) -> str:
-        """Tell what the daemon said last, and abort it if it runs, with where each thread was if Python says."""
+        """Say what the daemon said last, and abort it if it runs, with where each thread was if Python says."""
         told = self.log
         if self._daemon and self._daemon.process.running:
             self._daemon.process.stop(signal.SIGABRT)
         seen = [self.host.run("sh", "-c", command, check=False).stdout for command in _TOLD_AT_THE_END]
         return "\n".join([told, self.log, *seen])
 
-    def start_daemon(self) -> None:
-        """Start the daemon on the model's configuration, and wait until it is ready."""
+    def start_daemon(self, text: str | None = None) -> None:
+        """Start the daemon on the model's configuration, or on this text, and wait until it is ready."""
         through = (self.host.python, _JOURNALED)
-        self._daemon = self.host.daemon(self.world.config(), wait=False, through=through)
+        self._daemon = self.host.daemon(text or self.world.config(), wait=False, through=through)
         self._daemon.wait_ready(_READY_WITHIN_S)
 
     def signal_daemon(self, number: signal.Signals) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import collapse_addresses, ip_network
 
+from tests.chaos.admission import OFFICE, OFFICE4
 from tests.chaos.model import NETWORKS, Domain, Entry, World
 
 ANY = "*"
@@ -14,7 +15,10 @@ ANY = "*"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Exposure:
-    """One translation the kernel must hold; `protocol` and ports are empty and 0 for a whole address."""
+    """One translation the kernel must hold; `protocol` and ports are empty and 0 for a whole address.
+
+    `limits` is what is asked of each source, as the configuration says it.
+    """
 
     version: int
     protocol: str
@@ -24,6 +28,7 @@ class Exposure:
     source: str
     target: str
     target_port: int
+    limits: str = ""
 
 
 def live_exposures(world: World) -> frozenset[Exposure]:
@@ -42,12 +47,17 @@ def _is_live(entry: Entry, world: World) -> bool:
 
 
 def _exposures(entry: Entry, domain: Domain) -> Iterator[Exposure]:
-    target, source = domain.address(entry.version), entry.source or ANY
+    target, source = domain.address(entry.version), _named(entry.source)
     if entry.public:
         yield Exposure(entry.version, "", entry.public, 0, 0, source, target, 0)
     for port in entry.ports:
         there = target, port.guest
-        yield Exposure(entry.version, port.protocol, port.listen or ANY, port.first, port.width, source, *there)
+        listens = port.listen or ANY, port.first, port.width
+        yield Exposure(entry.version, port.protocol, *listens, source, *there, entry.limits)
+
+
+def _named(source: str | None) -> str:
+    return OFFICE4 if source == f"set:{OFFICE}" else source or ANY
 
 
 def public_addresses(world: World) -> frozenset[str]:
@@ -69,6 +79,8 @@ def collapsed(subnets: Iterable[str]) -> frozenset[str]:
 def answering(world: World, protocol: str, address: str, port: int, source: str) -> tuple[Domain, int] | None:
     """Who must answer a client at `source`, and on which port: the most specific live claim that admits it."""
     version = 6 if ":" in address else 4
+    if source in world.denied:
+        return None
     claims = [
         exposure for exposure in live_exposures(world) if exposure.version == version and _admits(exposure, source)
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fwdaemon.core.types import Family
-from fwdaemon.hypervisor.reader import lease_claims
+from fwdaemon.hypervisor.networks import lease_claims, written_leases
 from fwdaemon.kernel.host_watch import who_took_link
 from fwdaemon.kernel.listeners import hierarchies
 from fwdaemon.kernel.netlink import attribute
@@ -139,6 +139,7 @@ def lease_list(data: bytes) -> None:
     for text in (json.dumps([{"mac-address": item["mac"], "ip-address": item["ipaddr"]} for item in leases]), ""):
         assert told.kind("virbr0", read_leases(text.encode())) is not None
     told.kind("virbr0", read_leases(data))
+    believed(lease_claims(written_leases(data, 0.0) or [], {MAC}))
 
 
 def link_change(data: bytes) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from tests.fuzz import clients, guests, host, listings, words
+from tests.fuzz import clients, fleet, guests, host, kept, listings, questions, words
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 
@@ -31,6 +31,9 @@ TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "metrics-client": clients.metrics_client,
     **listings.READERS,
     **host.READERS,
+    **kept.READERS,
+    **fleet.READERS,
+    **questions.READERS,
 }
 
 

@@ -51,13 +51,13 @@ def configuration(data: bytes) -> None:
     try:
         config.parse({_FILE: main, _DROP_IN: more})
     except ConfigError as error:
-        _refuse_loud(problem.text for problem in error.problems)
+        refuse_loud(problem.text for problem in error.problems)
 
 
 def set_file(data: bytes) -> None:
     """Read a file of a set: all of it or nothing, and each network is found again where it stands."""
     parts, problems = read_list(_LIST, data)
-    _refuse_loud(problem.text for problem in problems)
+    refuse_loud(problem.text for problem in problems)
     lines = data.decode(errors="replace").split("\n")
     assert all(1 <= problem.line <= len(lines) for problem in problems)
     item = SourceSet("bad", Origin(_FILE, 1), file=_LIST, parts=parts)
@@ -76,8 +76,8 @@ def words(data: bytes) -> None:
     try:
         grammar(text)
     except GrammarError as error:
-        _refuse_loud([str(error)])
-    _refuse_loud([label(text), shown(text), printable(text)])
+        refuse_loud([str(error)])
+    refuse_loud([label(text), shown(text), printable(text)])
     assert not is_interface_name(text) or text.isascii()
 
 
@@ -87,7 +87,7 @@ def request(data: bytes) -> None:
     try:
         str(parse_request(text, source if separator else None))
     except UsageError as error:
-        _refuse_loud([str(error)])
+        refuse_loud([str(error)])
 
 
 def imported(data: bytes) -> None:
@@ -99,11 +99,11 @@ def imported(data: bytes) -> None:
     try:
         findings = _findings(text)
     except BrokenFileError as error:
-        _refuse_loud([error.problem.text])
+        refuse_loud([error.problem.text])
         return
     written = assemble([findings], {})
     config.parse({_FILE: written.text})
-    _refuse_loud(written.text.splitlines())
+    refuse_loud(written.text.splitlines())
     assert written.text.splitlines() == written.text.split("\n")[:-1]
 
 
@@ -119,7 +119,7 @@ def _findings(text: str) -> Findings:
     return ports_script.parse_routed_ips(file, text)
 
 
-def _refuse_loud(lines: Iterable[str]) -> None:
+def refuse_loud(lines: Iterable[str]) -> None:
     """See that each text is one line that a terminal shows as it is."""
     for line in lines:
         assert line.isprintable(), line

@@ -1,5 +1,7 @@
 """Domains that change: renamed, undefined, crashed, saved, or with one interface more or less."""
 
+import time
+
 import pytest
 
 from tests.conftest import MakeNetwork, MakeQemuGuest, StartDaemon
@@ -93,7 +95,7 @@ def test_a_renamed_domain_is_found_by_its_uuid_and_by_its_new_name(vm: QemuGuest
 
 @rules_have_no_part
 def test_the_life_of_a_virtual_machine(host: Host, vm: QemuGuest, daemon: StartDaemon) -> None:
-    """One boot serves all: it is paused, gets a second interface and loses it, is saved, goes on, and crashes."""
+    """One boot serves all: paused, with a second interface for a while, saved, restored, reset, and crashed."""
     first = learned("vm", "8000:80", f"9000:{ECHO_PORT}")
     running = daemon(QEMU_HEAD + first + learned("vm", "8001:80", more='network = "other"'))
     vm.start()
@@ -120,6 +122,10 @@ def test_the_life_of_a_virtual_machine(host: Host, vm: QemuGuest, daemon: StartD
     answers(host, f"vm {CLIENT4}")
 
     lines = len(running.log_lines())
+    vm.reset()
+    time.sleep(1)
+    assert not [line.text for line in running.log_lines()[lines:] if line.text.startswith(("removed", "added"))]
+
     vm.crash()
     running.wait_log(rf"^removed vm: tcp \*:8000 -> {VM4}:80 \(.*domain vm stopped \(failed\)", start=lines)
     refused(host)

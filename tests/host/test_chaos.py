@@ -9,15 +9,26 @@ from tests.chaos import run
 from tests.chaos.actions import SHORTAGES, Action
 from tests.lab.release import DEBIAN12_LEGACY, DEBIAN13_NFTABLES, Flavour
 
-# Something is open for a while through every shortage, with something to do meanwhile, and each way to end the daemon.
+# Who may connect is known again after a kill and a wipe; something is open for a while through every shortage, with
+# something to do meanwhile, and each way to end the daemon.
 _EVERYTHING = """\
 open
+metadata a allowed
+set-file crowd
+ban 203.0.113.9
+daemon-kill
+rules nft-delete-table 1
+daemon-start
+unban all
+set-file broken
+rules policy-drop-iptables-nft 1
+set-file empty
 take journal
 take run
 take var
 take connections
 take elements
-configuration steady steady6 steady-nat a-learned b-configured d-name
+configuration steady steady6 steady-nat steady-rate steady-open steady-automatic a-learned b-configured d-name
 give-back journal
 give-back run
 give-back var
@@ -25,7 +36,7 @@ give-back connections
 give-back elements
 take threads
 take descriptors
-configuration steady steady6 steady-nat a-learned b-configured c-nat
+configuration steady steady6 steady-nat steady-rate steady-open steady-automatic a-learned b-configured c-nat
 stop b
 give-back threads
 give-back descriptors
@@ -47,8 +58,14 @@ close"""
 # Of the shortages, those that meet another rule system in another way.
 _OF_RULES = """\
 open
+set-file crowd
+ban 203.0.113.9
+daemon-kill
+rules ipset-destroy 1
+daemon-start
+rules ipset-flush 1
 take connections
-configuration steady steady6 steady-nat a-learned b-configured c-nat
+configuration steady steady6 steady-nat steady-rate steady-open steady-automatic a-learned b-configured c-nat
 stop b
 give-back connections
 take lock

@@ -12,6 +12,8 @@ from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
 
+pytestmark = pytest.mark.turns_on(LibvirtFirewall.NFTABLES)
+
 THEIRS = """
 table inet theirs {
     chain forward {
@@ -284,8 +286,6 @@ def test_a_gate_in_a_chain_of_the_administrator(shared_scene: Scene) -> None:
 # A file system in user space that mounts and then never answers anything.
 HANGING = """
 import ctypes, os, sys, time
-
-pytestmark = pytest.mark.turns_on(LibvirtFirewall.NFTABLES)
 device = os.open("/dev/fuse", os.O_RDWR)
 options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
 libc = ctypes.CDLL(None, use_errno=True)

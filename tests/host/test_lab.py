@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.hypervisor.link import EventLoop
-from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest
+from tests.conftest import MakeLxcGuest, MakeNetwork
 from tests.host.conftest import each_libvirt
 from tests.lab import host as lab_host
 from tests.lab.command import LabError
@@ -141,16 +141,6 @@ def test_own_rules_are_told_from_everybody_elses(host: Host, network: MakeNetwor
     assert "chain web1" in host.own_rules()
     host.run("nft", "delete table ip kvm_portfwd")
     assert host.own_rules() == ""
-
-
-@pytest.mark.in_turn
-@each_libvirt
-def test_qemu_guest_takes_its_address_by_dhcp(host: Host, network: MakeNetwork, qemu_guest: MakeQemuGuest) -> None:
-    network("lab", _SUBNET4, dhcp=True)
-    guest = qemu_guest("machine", Link("lab", dhcp=True))
-    address = guest.lease()
-    wait_until(lambda: host.place.fetch(f"http://{address}/").answered, "the guest's page answers")
-    assert address in host.libvirt.virsh("domifaddr", guest.name, driver="qemu")
 
 
 _OWNER = """

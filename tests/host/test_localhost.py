@@ -27,7 +27,7 @@ def takes_loopback_addresses(host: Host) -> list[str]:
 
 @contextmanager
 def accepted(host: Host) -> Iterator[Callable[[], bool]]:
-    """Tell whether the host accepted a connection to a loopback address that came from elsewhere.
+    """Whether the host accepted a connection to a loopback address that came from elsewhere.
 
     The guest could not tell: its own kernel drops what comes from such an address.
     """

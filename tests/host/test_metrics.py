@@ -10,6 +10,8 @@ from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
 
+pytestmark = pytest.mark.turns_on(LibvirtFirewall.NFTABLES)
+
 DIRECTORY = "/run/node-exporter"
 TEXTFILE = f"{DIRECTORY}/kvm_portfwd.prom"
 LISTENER = "http://127.0.0.1:9750/metrics"
@@ -21,8 +23,6 @@ WITHOUT_LIBRARY = """
 import sys
 sys.modules["prometheus_client"] = None
 from fwdaemon.cli import main
-
-pytestmark = pytest.mark.turns_on(LibvirtFirewall.NFTABLES)
 sys.exit(main(sys.argv[1:]))
 """
 

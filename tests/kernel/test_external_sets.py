@@ -175,6 +175,22 @@ def test_a_table_that_others_made_after_a_wipe_gets_back_what_was_known_before()
     assert set(banned()) == {"203.0.113.9", "192.0.2.7"}
 
 
+def test_a_set_of_that_name_with_another_type_is_made_anew_and_none_of_it_is_kept(host: Host) -> None:
+    ban("203.0.113.9")
+    host.hear()
+    nft("delete", "table", "ip", TABLE_NAME)
+    nft("add", "table", "ip", TABLE_NAME)
+    nft("add", "set", "ip", TABLE_NAME, "set_banned", "{ type ipv4_addr . inet_service; flags interval,timeout; }")
+    ban("192.0.2.7 . 80")
+    host.hear()
+    for _ in range(2):
+        host.apply()
+        nft("flush", "ruleset")
+        host.hear()
+    host.apply()
+    assert set(banned()) == {"203.0.113.9"}
+
+
 def test_an_element_more_is_heard_of_and_costs_no_listing(host: Host) -> None:
     host.apply()
     host.runner.ran.clear()

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
@@ -20,8 +20,9 @@ from fwdaemon.fleet.claims import claim_key
 from fwdaemon.fleet.etcd import Client, EtcdError, coded
 from fwdaemon.status.temporary import boottime
 from tests.kernel.topology import own_etcd
-from tests.lab.etcd import Etcd, certificates, running
+from tests.lab.etcd import Etcd, certificates, cluster, programs_of, running
 from tests.lab.place import wait_until
+from tests.lab.release import Release
 from tests.unit.forwards import nat
 
 MAIN = Path("/etc/portfwd.toml")
@@ -123,9 +124,14 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, store: Etcd, at_end: ExitStack) -> Nodes:
+def nodes_of(tmp_path: Path, at_end: ExitStack) -> Callable[[Etcd], Nodes]:
     tmp_path.chmod(0o700)
-    return Nodes(tmp_path, store, at_end)
+    return lambda etcd: Nodes(tmp_path, etcd, at_end)
+
+
+@pytest.fixture
+def nodes(store: Etcd, nodes_of: Callable[[Etcd], Nodes]) -> Nodes:
+    return nodes_of(store)
 
 
 def test_the_table_is_followed_and_a_wrong_one_changes_nothing(nodes: Nodes, store: Etcd) -> None:
@@ -218,6 +224,22 @@ def test_a_claim_of_another_is_never_overwritten(nodes: Nodes, store: Etcd) -> N
     assert store.ctl("get", "--print-value-only", claim_key(PREFIX, PUBLIC).decode()) == "not ours\n"
 
 
+def test_a_store_that_went_back_gives_no_address_to_another_host(nodes: Nodes, store: Etcd) -> None:
+    """As the one host would see it that is connected to etcd again first, while another one still holds the address."""
+    first, second = nodes("one"), nodes("two")
+    wait_until(first.hold, "the first has it")
+    second.hold()
+    # What it has seen of the store is beyond what is there: so it is told of nothing newer.
+    second.fleet.claims.heard(1 << 40)
+    first.end()
+    store.ctl("del", claim_key(PREFIX, PUBLIC).decode())
+    second.fleet.claims.wake()
+    wait_until(lambda: second.fleet.claims.is_in_doubt, "it is noticed")
+    began = boottime()
+    wait_until(second.hold, "it has it after all")
+    assert boottime() - began > QUICK.lease - 1
+
+
 def test_a_table_of_many_entries_is_read_in_pages(nodes: Nodes) -> None:
     client = Client(nodes("one").config.fleet)  # type: ignore[arg-type]  # it has one
     for start in range(0, 1200, 100):
@@ -242,40 +264,73 @@ def test_a_watch_of_what_was_compacted_ends_and_the_table_is_read_again(nodes: N
     client.close()
 
 
-def test_a_watch_that_tells_nothing_is_noticed(nodes: Nodes, store: Etcd) -> None:
+@pytest.mark.parametrize(
+    "timing", [QUICK, replace(QUICK, compare=300.0, relist=0.5)], ids=["by-what-is-newest", "by-a-whole-list"]
+)
+def test_a_watch_that_tells_nothing_is_noticed(nodes: Nodes, store: Etcd, timing: Timing) -> None:
     """The member that is watched by is frozen: another one, which answers, has what it does not tell."""
     with relay(store) as (url, cut):
-        node = nodes("one", url=url)
+        node = nodes("one", timing=timing, url=url)
         wait_until(lambda: node.fleet.state is not None and node.fleet.state.answering == 1, "it is connected")
         cut()
         put(store, "mail", MAIL)
         wait_until(lambda: node.entries() == ["etcd:mail:3"], "it is read all the same")
 
 
-def test_users_have_rights_below_a_prefix_over_tls(tmp_path: Path, at_end: ExitStack) -> None:
+ROOT = "root:root"
+
+
+@pytest.fixture(params=Release)
+def members(request: pytest.FixtureRequest, namespace: Etcd, tmp_path: Path) -> Iterator[Sequence[Etcd]]:
+    """Three of them, as a release of Debian has them, with TLS, users and rights below the prefix."""
+    del namespace
     tmp_path.chmod(0o700)
-    member = Etcd("tls", "127.0.0.2", tls=certificates(tmp_path, "127.0.0.2"))
-    (tmp_path / "password").write_text("secret\n")
-    (tmp_path / "password").chmod(0o600)
-    with running(member):
-        for words in (
-            *("user add root:root", "user add host:secret", "role add table", "user grant-role host table"),
-            *(
-                f"role grant-permission table --prefix=true readwrite {PREFIX}/",
-                "user grant-role root root",
-                "auth enable",
-            ),
-        ):
-            member.ctl(*words.split())
-        member.ctl("put", f"{PREFIX}/entries/mail", MAIL, user="root:root")
-        more = f'ca = "{tmp_path}/ca.pem"\nuser = "host"\npassword_file = "{tmp_path}/password"\n'
-        node = Nodes(tmp_path, member, at_end)("one", more)
-        wait_until(lambda: node.entries() == ["etcd:mail:3"], lambda: f"it is read: {node.fleet.problems}")
-        wait_until(node.hold, "so is a claim made")
-        (tmp_path / "password").write_text("another")
-        wrong = Nodes(tmp_path, member, at_end)("two", more)
-        wait_until(lambda: "authentication failed" in str(wrong.fleet.problems), "a wrong password is told")
-        assert "another" not in str(wrong.fleet.problems)
-        unknown = Nodes(tmp_path, member, at_end)("three", more.replace("ca.pem", "etcd.pem"))
-        wait_until(lambda: "certificate" in str(unknown.fleet.problems).lower(), "so is an unknown authority")
-        node.end()
+    addresses = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
+    tls = certificates(tmp_path, *addresses)
+    with running(*cluster(addresses, lambda _: (), tls, programs_of(request.param))) as members:
+        members[0].permit("host", "secret", f"{PREFIX}/")
+        yield members
+
+
+def test_users_have_rights_below_a_prefix_over_tls(
+    members: Sequence[Etcd], nodes_of: Callable[[Etcd], Nodes], tmp_path: Path
+) -> None:
+    members[0].ctl("put", f"{PREFIX}/entries/mail", MAIL, user=ROOT)
+    password = tmp_path / "password"
+    password.write_text("secret\n")
+    password.chmod(0o600)
+    urls = '", "'.join(member.url for member in members)
+    more = f'ca = "{tmp_path}/ca.pem"\nuser = "host"\npassword_file = "{password}"\n'
+    nodes = nodes_of(members[0])
+    node = nodes("one", more, url=urls)
+    wait_until(lambda: node.entries() == ["etcd:mail:3"], lambda: f"it is read: {node.fleet.problems}")
+    wait_until(node.hold, "so is a claim made")
+    assert node.fleet.state is not None
+    assert (node.fleet.state.answering, node.fleet.state.members) == (3, 3)
+    goes_on_with_two(node, members)
+    outside_of_the_prefix(more, urls)
+    password.write_text("another")
+    wrong = nodes("two", more, url=urls)
+    wait_until(lambda: "authentication failed" in str(wrong.fleet.problems), "a wrong password is told")
+    assert "another" not in str(wrong.fleet.problems)
+    unknown = nodes("three", more.replace("ca.pem", "etcd.pem"), url=urls)
+    wait_until(lambda: "certificate" in str(unknown.fleet.problems).lower(), "so is an unknown authority")
+
+
+def goes_on_with_two(node: Node, members: Sequence[Etcd]) -> None:
+    """The one that it talks to is the first of them."""
+    members[0].stop()
+    wait_until(lambda: node.fleet.state is not None and node.fleet.state.answering == 2, "two answer")
+    members[1].ctl("put", f"{PREFIX}/entries/web", WEB, user=ROOT)
+    wait_until(lambda: len(node.entries()) == 2, "what they have is read")
+    wait_until(node.hold, "the address is there")
+
+
+def outside_of_the_prefix(more: str, urls: str) -> None:
+    settings = parse({MAIN: f'[fleet]\netcd = ["{urls}"]\n{more}'}).fleet
+    assert settings is not None
+    client = Client(settings)
+    for prefix in (b"/portfwd/v2/", b"/"):
+        with pytest.raises(EtcdError, match="permission denied"):
+            client.list(prefix)
+    client.close()

@@ -116,8 +116,13 @@ def test_a_large_set_is_filled_and_grows(another: Another) -> None:
 
 def test_what_is_no_set_of_networks_is_replaced(another: Another) -> None:
     run(["ipset", "create", "KVMPF_bad_4", "bitmap:port", "range", "1-9"])
-    another().apply(STATE, full=True)
+    run(["ipset", "create", "KVMPF_banned_4", "hash:ip,port"])
+    ban("203.0.113.9,tcp:80")
+    externals = Externals()
+    externals.remember({PLACE: {element("203.0.113.7"): None}})
+    another(externals).apply(STATE, full=True)
     assert "192.0.2.7" in held("KVMPF_bad_4")
+    assert held() == {"203.0.113.7": 0}
 
 
 def test_elements_of_others_survive_what_we_change_and_a_new_run(another: Another) -> None:

@@ -20,6 +20,7 @@ _NEIGHBOUR = """
 protocol bgp host{number} {{
     local as 65000;
     neighbor {address} as 65001;
+    error wait time 1, 10;
     ipv{family} {{ import all; export none; }};
 }}
 """
@@ -33,8 +34,8 @@ def router(address: str, *neighbours: str) -> str:
 
 
 @contextmanager
-def running(namespace: Path, config: str, place: Path) -> Iterator[None]:
-    """Run it in a network until the block ends; its files lie in `place`."""
+def running(namespace: Path, config: str, place: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run it in a network until the block ends; its files lie in `place`, of which `bird.ctl` answers questions."""
     place.mkdir()
     (place / "bird.conf").write_text(config)
     enter = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net={namespace}"]
@@ -42,7 +43,7 @@ def running(namespace: Path, config: str, place: Path) -> Iterator[None]:
     with (place / "log").open("wb") as log:
         process = subprocess.Popen([*enter, "bird", "-f", *files], stdout=log, stderr=log)  # noqa: S603  own words
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         process.wait()

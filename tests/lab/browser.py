@@ -11,7 +11,8 @@ import json
 import os
 import signal
 import socket
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,7 +36,8 @@ class Browser:
     def __init__(self, place: Place, driver: Process, language: str = "en-US") -> None:
         self._place, self._driver = place, driver
         options = {"args": [*_ARGUMENTS, f"--lang={language}", f"--accept-lang={language}"]}
-        wanted = {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}
+        # Cockpit makes its own certificate.
+        wanted = {"alwaysMatch": {"browserName": "chrome", "acceptInsecureCerts": True, "goog:chromeOptions": options}}
         self._session = "/session"
         self._session = f"/session/{self._ask('POST', '', {'capabilities': wanted})['sessionId']}"
 
@@ -55,8 +57,38 @@ class Browser:
     def resize(self, width: int, height: int) -> None:
         """Give the page so many pixels, which may be fewer than a window can have."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": size}
-        self._ask("POST", "/goog/cdp/execute", command)
+        self._command("Emulation.setDeviceMetricsOverride", size)
+
+    @contextmanager
+    def at_start(self, script: str) -> Iterator[None]:
+        """Run a script in each page that is opened meanwhile, before its own."""
+        added = self._command("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+        try:
+            yield
+        finally:
+            self._command("Page.removeScriptToEvaluateOnNewDocument", added)
+
+    def processor_time(self) -> float:
+        """Give the seconds of processor time that the page's own thread has used; of a new page from its start on."""
+        self._command("Performance.enable", {"timeDomain": "threadTicks"})
+        metrics = self._command("Performance.getMetrics", {})["metrics"]
+        return float(next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration"))
+
+    def enter(self, path: str) -> None:
+        """Be in a frame of the page from now on, until `leave`."""
+
+        def is_in() -> bool:
+            try:
+                self._ask("POST", "/frame", {"id": self._ask("POST", "/element", {"using": "xpath", "value": path})})
+            except LabError:
+                return False
+            return True
+
+        wait_until(is_in, lambda: f"the frame {path}; there is:\n{self.text()}", interval=_POLL_S)
+
+    def leave(self) -> None:
+        """Be in the page itself again."""
+        self._ask("POST", "/frame", {"id": None})
 
     def run(self, script: str, *arguments: object) -> Any:
         """Run JavaScript in the page, and give what it returns or promises."""
@@ -122,6 +154,11 @@ class Browser:
             # The first of a process namespace: only this ends it, and all others with it.
             at_end.callback(self._driver.stop, signal.SIGKILL)
             self._ask("DELETE", "")
+
+    def _command(self, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Give the browser a command of the DevTools protocol."""
+        found: dict[str, Any] = self._ask("POST", "/goog/cdp/execute", {"cmd": name, "params": parameters})
+        return found
 
     def _do(self, path: str, what: str, content: object) -> None:
         """Do something with an element, once it is there and nothing is in its way."""

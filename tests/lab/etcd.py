@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 
+from tests.lab import image
 from tests.lab.place import wait_until
+from tests.lab.release import Release, own_release
 
 _CLIENTS, _PEERS = 2379, 2380
 _LOCAL = "127.0.0.1"
@@ -46,13 +48,17 @@ def _openssl(place: Path, *words: str) -> None:
 
 @dataclass(slots=True)
 class Etcd:
-    """One member. `enter` are the words that start a program where it is to run, `peers` the URLs of all by name."""
+    """One member. `enter` are the words that start a program where it is to run, `peers` the URLs of all by name.
+
+    `programs` is where etcd and etcdctl are, other than the machine's own.
+    """
 
     name: str = "one"
     address: str = _LOCAL
     enter: tuple[str, ...] = ()
     peers: Mapping[str, str] = field(default_factory=dict)
     tls: Tls | None = None
+    programs: Path | None = None
     data: Path = field(default_factory=lambda: Path(mkdtemp(prefix="etcd-", dir="/dev/shm")))
     _process: "subprocess.Popen[bytes] | None" = None
 
@@ -79,7 +85,7 @@ class Etcd:
             "--pdeathsig",
             "KILL",
             *self.enter,
-            "etcd",
+            self._program("etcd"),
             *listens,
             *joins,
             *cluster,
@@ -90,14 +96,32 @@ class Etcd:
         with (self.data / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
 
+    def _program(self, name: str) -> str:
+        return name if self.programs is None else str(self.programs / name)
+
     def ctl(self, *words: str, user: str = "", text: str = "") -> str:
         """Run etcdctl with it; the text is what a value `-` would be."""
         tls = [] if self.tls is None else [f"--cacert={self.tls.ca}"]
         who = [f"--user={user}"] if user else []
-        argv = [*self.enter, "etcdctl", f"--endpoints={self.url}", *tls, *who, *words]
+        argv = [*self.enter, self._program("etcdctl"), f"--endpoints={self.url}", *tls, *who, *words]
         environment = os.environ | {"ETCDCTL_API": "3"}
         done = subprocess.run(argv, env=environment, input=text.encode(), capture_output=True, check=True)  # noqa: S603
         return done.stdout.decode()
+
+    def permit(self, user: str, password: str, prefix: str) -> None:
+        """Have it ask for users, and give one the keys below a prefix; `root:root` is another, who may do all."""
+        for words in (
+            *("user add root:root", f"user add {user}:{password}", "role add table", f"user grant-role {user} table"),
+            f"role grant-permission table --prefix=true readwrite {prefix}",
+            *("user grant-role root root", "auth enable"),
+        ):
+            self.ctl(*words.split())
+
+    @property
+    def version(self) -> str:
+        """What it is: `etcd 3.4.23`."""
+        told = subprocess.run([self._program("etcd"), "--version"], capture_output=True, text=True, check=True)  # noqa: S603
+        return f"etcd {told.stdout.splitlines()[0].split()[-1]}"
 
     def wait_answers(self) -> None:
         """Wait until it answers, which takes a leader."""
@@ -108,6 +132,12 @@ class Etcd:
             self.ctl("get", "/", "--command-timeout=1s")
             return True
         return False
+
+    @property
+    def pid(self) -> int:
+        """Its process number."""
+        assert self._process is not None
+        return self._process.pid
 
     def freeze(self) -> None:
         """Stop it where it is, connections and all."""
@@ -150,7 +180,16 @@ def running(*members: Etcd) -> Iterator[Sequence[Etcd]]:
             member.remove()
 
 
-def cluster(addresses: Sequence[str], enter: Callable[[int], tuple[str, ...]], tls: Tls | None) -> list[Etcd]:
+def cluster(
+    addresses: Sequence[str], enter: Callable[[int], tuple[str, ...]], tls: Tls | None, programs: Path | None = None
+) -> list[Etcd]:
     """Give members that belong together, one for each address."""
     peers = {f"etcd{number}": f"http://{address}:{_PEERS}" for number, address in enumerate(addresses)}
-    return [Etcd(f"etcd{number}", address, enter(number), peers, tls) for number, address in enumerate(addresses)]
+    return [
+        Etcd(f"etcd{number}", address, enter(number), peers, tls, programs) for number, address in enumerate(addresses)
+    ]
+
+
+def programs_of(release: Release) -> Path | None:
+    """Say where the programs of a release are; `None` for those that are installed on the machine."""
+    return None if release is own_release() else image.etcd(release)

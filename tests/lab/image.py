@@ -32,6 +32,10 @@ _DOCKER = {
 # What bans, besides what a host has installed.
 _BANNERS = ("fail2ban", "crowdsec-custom-bouncer", "crowdsec-firewall-bouncer")
 
+_ETCD = {"etcd-server": "usr/bin/etcd", "etcd-client": "usr/bin/etcdctl"}
+# Where `mirror` knows none.
+_MIRROR = "http://deb.debian.org/debian"
+
 _PACKAGE_LIST = Path(__file__).with_name("packages.txt")
 _MACHINE = Path(__file__).with_name("machine")
 # The daemon's libraries as Debian ships them: the oldest versions it supports are tested through these.
@@ -108,6 +112,38 @@ def _build_docker(target: Path) -> None:
         with _unpacked(package, target) as unpacked:
             for program in programs:
                 (unpacked / program).rename(target / Path(program).name)
+
+
+def etcd(release: Release) -> Path:
+    """A directory with `etcd` and `etcdctl` as that release has them, which need nothing but the C library."""
+    return _cached(f"etcd-{release.directory}", lambda target: _build_etcd(target, release))
+
+
+def _build_etcd(target: Path, release: Release) -> None:
+    source = f"deb {next(iter(mirror()), _MIRROR)} {release} main\n"
+    with _apt_apart(target, source) as options:
+        run(["apt-get", *options, "update"], timeout=600)
+        for package, program in _ETCD.items():
+            with _unpacked(package, target, *options) as unpacked:
+                (unpacked / program).rename(target / Path(program).name)
+
+
+@contextmanager
+def _apt_apart(target: Path, source: str) -> Iterator[list[str]]:
+    """Give the options with which apt knows this source alone, and leaves what the machine has in peace."""
+    apart = target / "apt"
+    for directory in ("state/lists/partial", "cache/archives/partial"):
+        (apart / directory).mkdir(parents=True)
+    (apart / "sources.list").write_text(source, encoding="utf-8")
+    places = {
+        "Etc::SourceList": apart / "sources.list",
+        "Etc::SourceParts": "/dev/null",
+        "State": apart / "state",
+        "State::status": "/dev/null",
+        "Cache": apart / "cache",
+    }
+    yield [*_APT_AS_ROOT, *(f"-oDir::{name}={place}" for name, place in places.items())]
+    shutil.rmtree(apart)
 
 
 def banners() -> Path:
@@ -234,12 +270,14 @@ def _build_agent(target: Path) -> None:
         shutil.copy(library, place)
 
 
+# Only this one user may read root's directories, so apt must not drop to its own user for a download.
+_APT_AS_ROOT = ("-q", "-oAPT::Sandbox::User=root")
+
+
 @contextmanager
-def _unpacked(package: str, target: Path) -> Iterator[Path]:
+def _unpacked(package: str, target: Path, *options: str) -> Iterator[Path]:
     """A Debian package's files, below `target` for as long as they are needed."""
-    # Only this one user may read root's directories, so apt must not drop to its own user for the download.
-    apt_get = ["apt-get", "-q", "-o", "APT::Sandbox::User=root"]
-    run(["env", "-C", target, *apt_get, "download", package], timeout=600)
+    run(["env", "-C", target, "apt-get", *(options or _APT_AS_ROOT), "download", package], timeout=600)
     (archive,) = target.glob("*.deb")
     unpacked = target / "unpacked"
     run(["dpkg", "-x", archive, unpacked], timeout=300)

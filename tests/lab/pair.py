@@ -156,11 +156,18 @@ def asking(host: Host) -> socket.socket:
     return asking
 
 
-def addresses_held(asking: socket.socket) -> set[Address]:
+def addresses_assigned(asking: socket.socket) -> set[Address]:
+    """Give the addresses that a host's interfaces have."""
     held: set[Address] = set()
     for body in _listed(asking, _GET_ADDRESSES, _FIXED.pack(0, 0, 0, 0, 0)):
         found = attributes(body[_FIXED.size :])
         held.add(ip_address(found.get(_LOCAL) or found[_ADDRESS]))
+    return held
+
+
+def addresses_held(asking: socket.socket) -> set[Address]:
+    """Give these, and those for which it would answer by proxy."""
+    held = addresses_assigned(asking)
     for family in (socket.AF_INET, socket.AF_INET6):
         for body in _listed(asking, _GET_NEIGHBOURS, _NEIGHBOUR.pack(family, 0, 0, _PROXY, 0)):
             held.add(ip_address(attributes(body[_NEIGHBOUR.size :])[_DESTINATION]))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -11,18 +12,23 @@ from typing import Final
 import pytest
 
 from fwdaemon import __version__
+from fwdaemon.core.inventory import HindranceKind
+from fwdaemon.explain.report import Cause
 from tests.unit import programs
 
 SOURCE: Final = Path(__file__).parents[2]
 PAGE: Final = SOURCE / "cockpit"
+EXPLAIN: Final = SOURCE / "fwdaemon/explain"
 DEB: Final = SOURCE / f"dist/cockpit-kvm-portfwd_{__version__}-1_all.deb"
 RPM: Final = SOURCE / f"dist/cockpit-kvm-portfwd-{__version__}-1.noarch.rpm"
 
 
-def run(*words: str | Path) -> str:
+def run(*words: str | Path, directory: Path = SOURCE) -> str:
     argv = [programs.find(str(words[0])), *map(str, words[1:])]
     environment = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  words of ours
+    done = subprocess.run(  # noqa: S603  words of ours
+        argv, env=environment, cwd=directory, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -68,6 +74,29 @@ def test_both_hold_the_page_in_both_languages_and_all_licences(built: str) -> No
 
 def test_the_drop_in_keeps_what_the_page_does_not_change(built: str) -> None:  # noqa: ARG001  as above
     assert "\n# fail 0" in run("npm", "--prefix", PAGE, "test")
+
+
+def test_the_build_gives_the_same_twice(built: str) -> None:  # noqa: ARG001  built before
+    before = {file.name: digest(file) for file in (PAGE / "dist").iterdir()}
+    run("node", PAGE / "build.mjs", directory=PAGE)
+    assert {file.name: digest(file) for file in (PAGE / "dist.new").iterdir()} == before
+    shutil.rmtree(PAGE / "dist.new")
+
+
+def test_the_page_has_words_for_every_kind_that_the_daemon_gives() -> None:
+    """In words of its own, which are translated; what it has none for is shown in English."""
+    text = (PAGE / "src/words.tsx").read_text(encoding="utf-8")
+    lists = re.findall(r"^const (\w+): Record<string, string> = \{(.*?)^\};", text, re.DOTALL | re.MULTILINE)
+    kinds = {name: re.findall(r'^    "([^"]+)": ', listed, re.MULTILINE) for name, listed in lists}
+    assert sorted(kinds["WHOLE"] + kinds["IN_PART"]) == sorted(HindranceKind)
+    assert sorted(kinds["CAUSES"]) == sorted(Cause)
+    named = set(re.findall(r'\b(?:fine|wrong|unknown)\(\s*"([^"]+)"', "\n".join(map(read, EXPLAIN.glob("*.py")))))
+    assert named <= set(kinds["STEPS"])
+    assert len(named) > 10
+
+
+def read(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
 
 
 def test_packages_are_pinned_and_no_registry_is_named() -> None:

@@ -28,12 +28,12 @@ def answer_to(packet: Packet, met: Fate, client_port: int, number: int) -> Packe
 
 
 def answered(packet: Packet) -> Fate:
-    """Tell what an answer looks like to its client: as coming from where the client sent its packet."""
+    """Say what an answer looks like to its client: as coming from where the client sent its packet."""
     return Fate(packet.sender, packet.to, packet.source, packet.source_port)
 
 
 def fate_of_answer(before: Place, after: Place, packet: Packet, answer: Packet) -> Fate | None:
-    """Tell what becomes of an answer after a change; what was ended is refused where it would begin anew.
+    """Say what becomes of an answer after a change; what was ended is refused where it would begin anew.
 
     But what an exposure took over may: it was nothing that we let in.
     """
@@ -44,7 +44,7 @@ def fate_of_answer(before: Place, after: Place, packet: Packet, answer: Packet) 
 
 
 def fate_of_more(before: Place, after: Place, packet: Packet, answer: Packet | None) -> Fate | None:
-    """Tell what becomes of a client's next packet after a change, and after an answer, which the host gives none.
+    """Say what becomes of a client's next packet after a change, and after an answer, which the host gives none.
 
     What an administrator refuses since then holds for what guests opened, too.
     """

@@ -80,7 +80,7 @@ class Place:
 
 
 def fate(place: Place, packet: Packet) -> Fate | None:
-    """Tell what becomes of the first packet of a connection; `None` where it comes to no guest."""
+    """Say what becomes of the first packet of a connection; `None` where it comes to no guest."""
     led = taker(place.config, packet)
     if led and is_kept_out(place.config, led.entry, packet):
         return None

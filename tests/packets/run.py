@@ -93,7 +93,7 @@ class Stage:
 class Round:
     """Packets through one stage, and on their connections through the next; there, `new` ones begin others."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what is played, and how
         self,
         on: Side,
         stages: tuple[Stage, Stage],
@@ -196,7 +196,7 @@ def _answer(packet: Packet, met: Arrival, base: int) -> Packet:
 
 
 def entries_of(seed: int) -> str:
-    """Tell what a seed draws."""
+    """Say what a seed draws."""
     lot = random.Random(seed)  # noqa: S311  the same lot
     place, entries = drawing.place(lot, drawing.head(lot) if has_sets(seed) else drawing.HEAD)
     said = {"forwarding was turned on": place.turned_on, "libvirt's refusals were flushed": place.flushed}

@@ -1,11 +1,16 @@
-"""One run: in each round something goes wrong while the guest migrates, and then all has to be well again."""
+"""One run: in each round something goes wrong while a guest moves, and then all has to be well again."""
 
+import itertools
+import json
 import random
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
+from typing import Final
 
 import libvirt
 
@@ -15,19 +20,37 @@ from tests.lab.command import LabError
 from tests.lab.place import wait_until
 from tests.lab.qemu import ECHO_PORT
 from tests.lab.release import Flavour
-from tests.referee.faults import FAULTS
-from tests.referee.figures import Figures, Round
-from tests.referee.stage import COPIES, PUBLIC, Stage, staged
-from tests.referee.watch import Referee
+from tests.referee.faults import FAULTS, LOST, End
+from tests.referee.figures import ELSEWHERE, PHASES, Figures, Round
+from tests.referee.stage import COPIES, ENTRIES, PUBLIC, STEADY, VM, WEB, Stage, staged
+from tests.referee.watch import Referee, Seen
 
 Say = Callable[[str], None]
-_PHASES = ("before", "copying", "after")
-_LASTS_S = (0.0, 2.0, 8.0, 20.0)
-_BACK_WITHIN_S = 120.0
-_COPIED_WITHIN_S = 120.0
+_LASTS_S: Final = (0.0, 1.0, 1.0, 4.0, 14.0)
+# Longer than a lease: another host takes over meanwhile from one that is dead or stopped, or cut off from etcd.
+_TAKES_OVER_S: Final = 20.0
+_STOPPED_S: Final = 30.0
+_BACK_WITHIN_S: Final = 60.0
+_COPIED_WITHIN_S: Final = 120.0
 # One that was ended is recognised by silence alone.
-_STREAM_PATIENCE_S = 15.0
-_BANDWIDTH = 24  # MiB/s: the copy takes some seconds
+_STREAM_PATIENCE_S: Final = 15.0
+_MOST_FAILURES: Final = 5
+_BANDWIDTH: Final = 32  # MiB/s: the copy takes some seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How much: rounds, none of which begins after so many seconds, in these phases; with `only`, of this fault."""
+
+    rounds: int
+    seconds: float = inf
+    only: str = ""
+    phases: tuple[str, ...] = (*PHASES, ELSEWHERE)
+
+    @property
+    def guests(self) -> tuple[str, ...]:
+        """Those that move in one of these phases."""
+        return (WEB,) if self.phases == (ELSEWHERE,) else (VM, WEB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,111 +61,256 @@ class Result:
     versions: str
 
 
-def refereed(flavour: Flavour, rounds: int, seed: int, say: Say, only: str = "") -> Result:
-    """Play so many rounds."""
-    figures, lot, began = Figures(rounds), random.Random(seed), time.monotonic()  # noqa: S311  no secret
-    with staged(flavour) as stage:
-        told = versions(stage.hosts[0])
-        with Referee(stage, PUBLIC) as referee:
-            for number in range(rounds):
-                try:
-                    figures.rounds.append(_Play(stage, referee, lot, only).round())
-                except (LabError, libvirt.libvirtError) as error:
-                    figures.failures.append(f"round {number + 1}: {error}")
-                    break
-                say(f"{number + 1}: {figures.rounds[-1]}")
-            seen = referee.seen
-            figures.looks, figures.held_twice, figures.answered_twice = seen.looks, seen.held_twice, seen.answered_twice
+def refereed(flavour: Flavour, length: Length, seed: int, say: Say) -> Result:
+    """Play so many rounds, or as many as can be begun in that time."""
+    figures, began, told = Figures(length.rounds), time.monotonic(), ""
+    lot = random.Random(seed)  # noqa: S311  no secret
+    draws = enumerate(itertools.islice(_draws(lot, length), length.rounds))
+    over = False
+    # What went wrong in one round must not be found again in the next.
+    while not over and len(figures.failures) < _MOST_FAILURES:
+        with (
+            staged(flavour, length.guests) as stage,
+            Referee(stage, [PUBLIC[name][0] for name in stage.guests]) as referee,
+        ):
+            told = f"{versions(stage.hosts[0])}; {stage.etcd[0].version}"
+            over = _play(_Table(stage, referee, lot), draws, figures, began + length.seconds, say)
+            figures.count(referee.looks, referee.seen.values())
             if not referee.is_alive:
                 figures.failures.append("the referee did not look to the end")
     figures.seconds = time.monotonic() - began
     return Result(figures, told)
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Where rounds are played, and who looks."""
+
+    stage: Stage
+    referee: Referee
+    lot: random.Random
+
+
+def _play(
+    table: _Table, draws: Iterator[tuple[int, tuple[str, str]]], figures: Figures, until: float, say: Say
+) -> bool:
+    """Play rounds on one stage until one fails; tell whether they are over."""
+    for number, drawn in draws:
+        if time.monotonic() > until:
+            figures.asked = number
+            return True
+        try:
+            figures.rounds.append(_Play(table, drawn, number).round())
+        except (LabError, libvirt.libvirtError, OSError, subprocess.SubprocessError) as error:
+            figures.failures.append(f"round {number + 1}, {', '.join(drawn)}: {str(error).splitlines()[0]}")
+            say(f"{number + 1}: {drawn} FAILED: {error}")
+            return False
+        say(f"{number + 1}: {figures.rounds[-1]}")
+    return True
+
+
+def _draws(lot: random.Random, length: Length) -> Iterator[tuple[str, str]]:
+    """Draw each fault in each phase before any is drawn again."""
+    while True:
+        deck = [(fault, phase) for fault in ([length.only] if length.only else FAULTS) for phase in length.phases]
+        lot.shuffle(deck)
+        yield from deck
+
+
 class _Play:
     """One round."""
 
-    def __init__(self, stage: Stage, referee: Referee, lot: random.Random, only: str) -> None:
-        self._stage, self._referee, self._lot = stage, referee, lot
-        self._fault = only or lot.choice(list(FAULTS))
-        self._phase, self._lasts = lot.choice(_PHASES), lot.choice(_LASTS_S)
-        (self._at,) = stage.runs_on()
+    def __init__(self, table: _Table, drawn: tuple[str, str], number: int) -> None:
+        stage, lot = table.stage, table.lot
+        self._stage, self._referee, self._lot, self._number = stage, table.referee, lot, number
+        self._fault, self._phase = drawn
+        self._name = WEB if self._phase == ELSEWHERE else VM
+        (self._at,) = stage.runs_on(self._name)
         self._to = lot.choice([number for number in range(len(stage.hosts)) if number != self._at])
-        self._struck = lot.choice([self._at, self._to])
-        self._cancels = lot.random() < 0.15
+        self._struck = self._at if self._phase == ELSEWHERE else lot.choice([self._at, self._to])
+        self._lasts = _TAKES_OVER_S if self._phase == ELSEWHERE else lot.choice(_LASTS_S)
+        if self._fault == "host stopped" and self._lasts > 1:
+            self._lasts = _STOPPED_S
         self._errors: list[libvirt.libvirtError] = []
+        self._lost, self._written, self._over_at, self._struck_at = 0, "", 0.0, 0.0
 
     def round(self) -> Round:
-        """Play it."""
-        stage = self._stage
-        talk = Conversation(stage.hosts[0].outside, PUBLIC, ECHO_PORT, _STREAM_PATIENCE_S)
-        gaps = len(self._referee.seen.gaps)
+        """Play it, and wait until all is well."""
+        self._set_up()
+        seen, began = self._referee.seen[PUBLIC[self._name][0]], time.monotonic()
+        talk = None if self._phase == ELSEWHERE else self._talk()
         try:
-            self._strike_and_move()
-            began = time.monotonic()
+            ended = self._start_elsewhere() if self._phase == ELSEWHERE else self._strike_and_move()
             wait_until(self._is_well, self._ill, timeout=_BACK_WITHIN_S, interval=0.05)
-            back = time.monotonic() - began
-            went_on = _goes_on(talk)
+            back = time.monotonic() - ended
+            went_on = None if talk is None else _goes_on(talk)
         finally:
-            talk.close()
-        (at,) = stage.runs_on()
-        without = max(self._referee.seen.gaps[gaps:], default=0.0)
-        phase = f"{self._phase}, {self._lasts:g} s{', cancelled' if self._cancels else ''}"
-        return Round(self._fault, phase, at == self._to, back, without, went_on)
+            if talk is not None:
+                talk.close()
+        moved = self._stage.runs_on(self._name) == [self._to]
+        taken = self._taken_over(seen) if self._phase == ELSEWHERE else None
+        return Round(self._fault, self._phase, self._lasts, moved, back, seen.unheld(began), taken, went_on, self._lost)
 
-    def _strike_and_move(self) -> None:
-        """Have the fault begin in its phase of the migration, and end after a while."""
-        begin = FAULTS[self._fault]
+    def _taken_over(self, seen: Seen) -> float | None:
+        """Give after how many seconds of the fault the other host had the address; `None` if it did not then."""
+        taken = seen.taken(self._to, self._struck_at)
+        if taken is not None and taken < self._lasts:
+            return taken
+        if self._fault in LOST:
+            raise LabError(f"no other host took over: {taken}")
+        return None
+
+    def _talk(self) -> Conversation:
+        return Conversation(self._stage.hosts[0].outside, PUBLIC[VM][0], ECHO_PORT, _STREAM_PATIENCE_S)
+
+    def _set_up(self) -> None:
+        """Change the table, which all hosts have to have in the end."""
+        self._write(f"{self._number} began")
+
+    def _write(self, text: str) -> None:
+        """Write an entry that says nothing; one of which etcd does not say that it has it may be there or not."""
+        with suppress(subprocess.CalledProcessError):
+            self._stage.ctl("put", f"{ENTRIES}/round", f"# {text}")
+            self._written = text
+
+    def _begin(self) -> End:
+        end = FAULTS[self._fault](self._stage, self._struck, self._lot)
+        self._struck_at = time.monotonic()
+        self._over_at = time.monotonic() + self._lasts
+        if self._phase != ELSEWHERE and self._lasts < 1:
+            return end
+        if self._fault != "older state restored":
+            self._write(f"{self._number} went wrong")
+        return end
+
+    def _await_end(self) -> None:
+        time.sleep(max(0.0, self._over_at - time.monotonic()))
+
+    # --- a migration ---------------------------------------------------------------------------------------------
+
+    def _strike_and_move(self) -> float:
+        """Have the fault begin in its phase of the migration, and end after a while; give when both were over."""
         moving = threading.Thread(target=self._migrate, daemon=True)
-        end = begin(self._stage, self._struck, self._lot) if self._phase == "before" else None
+        end = self._begin() if self._phase == "before" else None
         try:
             moving.start()
-            if self._phase == "copying":
-                with suppress(LabError):
-                    wait_until(self._is_copying, "it is being copied", timeout=10)
-                end = begin(self._stage, self._struck, self._lot)
-            if self._cancels:
-                with suppress(libvirt.libvirtError):
-                    self._stage.guest_on(self._at).abort_job()
-            if self._phase == "after":
-                moving.join(_COPIED_WITHIN_S)
-                end = begin(self._stage, self._struck, self._lot)
-            time.sleep(self._lasts)
+            if end is None:
+                self._await_phase(moving)
+                end = self._begin()
+            if self._phase == "cancelled":
+                # Where that libvirtd is stopped, it waits.
+                threading.Thread(target=self._abort, daemon=True).start()
+            self._await_end()
+            self._look_at_tables()
         finally:
             if end is not None:
                 end()
         moving.join(_COPIED_WITHIN_S)
         if moving.is_alive():
             raise LabError("the migration did not end")
+        self._resume()
+        return time.monotonic()
+
+    def _await_phase(self, moving: threading.Thread) -> None:
+        """Wait until the phase of the migration has come, or will not come any more."""
+        if self._phase == "after":
+            moving.join(_COPIED_WITHIN_S)
+            return
+        here = self._is_switching if self._phase == "switching" else self._is_copying
+        wait_until(lambda: here() or not moving.is_alive(), "the phase has come", timeout=_COPIED_WITHIN_S)
 
     def _is_copying(self) -> bool:
         with suppress(libvirt.libvirtError):
-            return self._stage.guest_on(self._at).is_being_copied()
+            return self._stage.vm_on(self._at).is_being_copied()
         return False
+
+    def _is_switching(self) -> bool:
+        with suppress(libvirt.libvirtError):
+            return self._stage.vm_on(self._at).state()[0] != libvirt.VIR_DOMAIN_RUNNING
+        return True
 
     def _migrate(self) -> None:
         try:
-            self._stage.guest_on(self._at).migrate(self._stage.hosts[self._to], COPIES[self._to], bandwidth=_BANDWIDTH)
+            self._stage.vm_on(self._at).migrate(self._stage.hosts[self._to], COPIES[self._to], bandwidth=_BANDWIDTH)
         except libvirt.libvirtError as error:
             self._errors.append(error)
 
+    def _abort(self) -> None:
+        with suppress(libvirt.libvirtError):
+            self._stage.vm_on(self._at).abort_job()
+
+    def _resume(self) -> None:
+        """Do what is left to the administrator, where a migration ended so that neither libvirt lets the guest run."""
+        for host in (self._to, self._at):
+            if not self._stage.runs_on(VM):
+                with suppress(libvirt.libvirtError):
+                    self._stage.vm_on(host).resume()
+
+    # --- a guest that is started elsewhere -----------------------------------------------------------------------
+
+    def _start_elsewhere(self) -> float:
+        """Start it on another host, as if its own were dead, and stop it there once that has turned out to be alive."""
+        end = self._begin()
+        try:
+            self._stage.web_on(self._to).start()
+            self._await_end()
+            self._look_at_tables()
+        finally:
+            end()
+        self._stage.web_on(self._at).stop()
+        return time.monotonic()
+
+    # --- what has to be ------------------------------------------------------------------------------------------
+
+    def _look_at_tables(self) -> None:
+        """Count the hosts whose daemon can be asked and has lost the table."""
+        for number, daemon in self._stage.daemons.items():
+            if daemon is not None and daemon.process.running and not self._is_stopped(number):
+                self._lost += not self._has_table(number)
+
+    def _is_stopped(self, number: int) -> bool:
+        return number == self._struck and self._fault in {"daemon stopped", "host stopped"}
+
+    def _has_table(self, number: int) -> bool:
+        """Whether a daemon has the entries; one that has just been started may not be ready yet."""
+        told = self._stage.hosts[number].portfwd("status", "--json", check=False).stdout
+        return not told or f'"etcd:{STEADY}:' in told
+
     def _is_well(self) -> bool:
-        """Whether the guest is reached, by the host it runs on, and all hosts have the table."""
+        """Whether guests are reached, by the hosts they run on, and all hosts have the table as it is."""
         stage = self._stage
-        if len(stage.runs_on()) != 1 or self._referee.seen.holder != stage.runs_on()[0] or not stage.answers():
+        for name in stage.guests:
+            runs = stage.runs_on(name)
+            if len(runs) != 1 or self._referee.seen[PUBLIC[name][0]].holder != runs[0] or not stage.answers(name):
+                return False
+        for number in range(len(stage.hosts)):
+            if not self._has_table(number):
+                return False
+        return self._are_up_to_date()
+
+    def _are_up_to_date(self) -> bool:
+        """Whether all hosts have what etcd has, and etcd what it said it would."""
+        told = self._stage.hosts[self._to].portfwd("fleet", "status", "--json", check=False).stdout
+        if not told:
             return False
-        told = [host.portfwd("status", "--json", check=False).stdout for host in stage.hosts]
-        return all('"etcd:guest:' in text and '"answering": 3' in text for text in told)
+        answer = json.loads(told)
+        if [host["behind"] for host in answer["hosts"]] != [False] * len(self._stage.hosts):
+            return False
+        with suppress(subprocess.CalledProcessError):
+            return self._written in self._stage.ctl("get", "--print-value-only", f"{ENTRIES}/round")
+        return False
 
     def _ill(self) -> str:
-        holder = self._referee.seen.holder
+        stage = self._stage
         what = f"{self._fault} ({self._phase}, {self._lasts:g} s) on {self._struck}, {self._at} to {self._to}"
+        where = {name: (stage.runs_on(name), self._referee.seen[PUBLIC[name][0]].holder) for name in stage.guests}
+        told = stage.hosts[self._to].portfwd("fleet", "status", "--json", check=False)
         logs = "\n".join(
             f"host {number}: {daemon.process.text()[-3000:]}"
-            for number, daemon in self._stage.daemons.items()
+            for number, daemon in stage.daemons.items()
             if daemon is not None
         )
-        return f"{what}: guest on {self._stage.runs_on()}, address on {holder}, {self._errors}\n{logs}"
+        return f"{what}: guests and addresses {where}, {self._errors}\n{told.stdout}{told.stderr}\n{logs}"
 
 
 def _goes_on(talk: Conversation) -> bool:

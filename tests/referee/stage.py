@@ -1,20 +1,30 @@
-"""The stage: hosts with libvirtd and a daemon each on one link, members of etcd beside them, and a client."""
+"""The stage: hosts with libvirtd, a daemon and BIRD each on one link, members of etcd beside them, a router and client.
 
+Of the two guests, `vm` migrates, and its address is on the link; `web` is started anew elsewhere, and its address is a
+route that BIRD announces.
+"""
+
+import os
 import shutil
+import signal
+import struct
 import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, Final
 
 import libvirt
 
+from tests.lab import bird
+from tests.lab.computer import CLIENT4, SOURCE
 from tests.lab.daemon import Daemon
 from tests.lab.domain import Link
-from tests.lab.etcd import Etcd, Tls, certificates, cluster
+from tests.lab.etcd import Etcd, Tls, certificates, cluster, programs_of
 from tests.lab.host import Host
+from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.qemu import QemuGuest
 from tests.lab.release import Flavour
@@ -22,10 +32,16 @@ from tests.lab.release import Flavour
 ADDRESSES = ("198.51.100.1", "198.51.100.3", "198.51.100.4")
 COPIES = ("198.51.102.1", "198.51.102.2", "198.51.102.3")
 MEMBERS = ("198.51.100.11", "198.51.100.12", "198.51.100.13")
-GUEST = "vm"
-VM4 = "192.168.122.50"
-PUBLIC = "198.51.100.8"
-TABLE = f'[[nat]]\ndomain = "{GUEST}"\npublic = "{PUBLIC}"\nassign = "eth0"\naddress = "{VM4}"\n'
+VM, WEB = "vm", "web"
+VM4, WEB4 = "192.168.122.50", "192.168.122.60"
+# By guest, its public address and the interface that has it.
+PUBLIC: Final = {VM: ("198.51.100.8", "eth0"), WEB: ("198.51.100.65", "lo")}
+ENTRIES, STEADY = "/portfwd/v1/entries", "guests"
+TABLE = "".join(
+    f'[[nat]]\ndomain = "{name}"\npublic = "{public}"\nassign = "{interface}"\naddress = "{address}"\n'
+    for (name, (public, interface)), address in zip(PUBLIC.items(), (VM4, WEB4), strict=True)
+)
+_CLOCK, _CLOCK_FILE = "/run/lab-clock.so", "/run/lab-clock"
 
 
 @dataclass(slots=True)
@@ -73,38 +89,60 @@ class Stage:
     etcd: list[Etcd]
     nets: list[Net]
     tls: Tls
+    place: Path
+    guests: Collection[str]
     daemons: dict[int, Daemon | None] = field(default_factory=dict)
+    birds: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+
+    @property
+    def lan(self) -> str:
+        """The network that all links lead to, in which the router and the client are."""
+        return str(self.hosts[0].outside.namespace)
 
     @property
     def config(self) -> str:
         """What the daemon of each host is configured with."""
         urls = ", ".join(f'"{member.url}"' for member in self.etcd)
-        return f'[daemon]\nlibvirt = ["qemu:///system"]\n[fleet]\netcd = [{urls}]\nca = "/etc/etcd-ca.pem"\n'
+        libvirts = '"qemu:///system", "lxc:///system"'
+        return f'[daemon]\nlibvirt = [{libvirts}]\n[fleet]\netcd = [{urls}]\nca = "/etc/etcd-ca.pem"\n'
 
     def begin_daemon(self, number: int) -> None:
-        """Start the daemon of a host, unless it runs."""
+        """Start the daemon of a host, unless it runs; the clock on its wall is that of the host."""
         daemon = self.daemons.get(number)
         if daemon is None or not daemon.process.running:
-            self.daemons[number] = self.hosts[number].daemon(self.config, wait=False)
+            through = ("env", f"LD_PRELOAD={_CLOCK}", f"LAB_CLOCK={_CLOCK_FILE}")
+            self.daemons[number] = self.hosts[number].daemon(self.config, wait=False, through=through)
 
-    def guest_on(self, number: int) -> QemuGuest:
-        """The guest as a host knows it."""
-        return QemuGuest(self.hosts[number], GUEST, Link("default", (f"{VM4}/24",)))
+    def move_clock(self, number: int, seconds: int) -> None:
+        """Put the clock on the wall of a host's daemon forward by so much."""
+        # Into the file as it is: the daemon has it in its memory.
+        with Path(f"/proc/{self.hosts[number].init}/root{_CLOCK_FILE}").open("r+b") as file:
+            file.write(struct.pack("=q", seconds))
 
-    def runs_on(self) -> list[int]:
-        """Tell on which hosts the guest's processors run."""
-        return [number for number in range(len(self.hosts)) if self._runs_on(number)]
+    def wake(self) -> None:
+        """Let go on what was stopped along with a program that it has started and waits for."""
+        for child in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
+            for pid in child.read_text().split():
+                with suppress(OSError):
+                    if Path(f"/proc/{pid}/comm").read_text() == "nsenter\n":
+                        os.kill(int(pid), signal.SIGCONT)
 
-    def _runs_on(self, number: int) -> bool:
-        guest = self.guest_on(number)
-        try:
-            return guest.defined and guest.state()[0] == libvirt.VIR_DOMAIN_RUNNING
-        except libvirt.libvirtError:  # libvirtd was killed
-            return False
+    def vm_on(self, number: int) -> QemuGuest:
+        """The guest that migrates, as a host knows it."""
+        return QemuGuest(self.hosts[number], VM, Link("default", (f"{VM4}/24",)))
 
-    def answers(self) -> bool:
-        """Whether the guest is reached at its public address."""
-        return self.hosts[0].outside.fetch(f"http://{PUBLIC}/").text.startswith(f"{GUEST} ")
+    def web_on(self, number: int) -> LxcGuest:
+        """The guest that is started anew, as a host knows it."""
+        return LxcGuest(self.hosts[number], WEB, Link("default", (f"{WEB4}/24",)))
+
+    def runs_on(self, name: str) -> list[int]:
+        """Tell on which hosts a guest's processors run."""
+        on = self.vm_on if name == VM else self.web_on
+        return [number for number in range(len(self.hosts)) if _runs(on(number))]
+
+    def answers(self, name: str) -> bool:
+        """Whether a guest is reached at its public address."""
+        return self.hosts[0].outside.fetch(f"http://{PUBLIC[name][0]}/").text.startswith(f"{name} ")
 
     def ctl(self, *words: str) -> str:
         """Ask the members of etcd, of which one has to answer."""
@@ -117,9 +155,18 @@ class Stage:
         raise errors[0]
 
 
+def _runs(guest: QemuGuest | LxcGuest) -> bool:
+    try:
+        with guest.domain() as domain:
+            state: Any = domain.state()
+            return bool(state[0] == libvirt.VIR_DOMAIN_RUNNING)
+    except libvirt.libvirtError:  # it is not there, or libvirtd was killed
+        return False
+
+
 @contextmanager
-def staged(flavour: Flavour) -> Iterator[Stage]:
-    """Boot it all: three hosts with a daemon each, the guest on the first, and the table in etcd."""
+def staged(flavour: Flavour, guests: Collection[str] = tuple(PUBLIC)) -> Iterator[Stage]:
+    """Boot it all: three hosts, guests on the first, and the table in etcd."""
     place = Path(mkdtemp(prefix="referee-", dir="/dev/shm"))
     with ExitStack() as at_end:
         at_end.callback(shutil.rmtree, place, ignore_errors=True)
@@ -129,37 +176,60 @@ def staged(flavour: Flavour) -> Iterator[Stage]:
             at_end.callback(net.end)
         _join(hosts, nets)
         tls = certificates(place, *MEMBERS)
-        etcd = cluster(MEMBERS, lambda number: ("nsenter", f"--net={nets[number].path}"), tls)
+        etcd = cluster(
+            MEMBERS, lambda number: ("nsenter", f"--net={nets[number].path}"), tls, programs_of(flavour.release)
+        )
         for member in etcd:
             at_end.callback(member.remove)
             member.start()
-        stage = Stage(hosts, etcd, nets, tls)
+        stage = Stage(hosts, etcd, nets, tls, place, guests)
+        _begin_routing(stage, at_end)
         etcd[0].wait_answers()
-        etcd[0].ctl("put", "/portfwd/v1/entries/guest", TABLE)
+        etcd[0].ctl("put", f"{ENTRIES}/{STEADY}", TABLE)
         _begin_guests(stage, at_end)
         for number in range(len(hosts)):
             stage.begin_daemon(number)
-        wait_until(stage.answers, "the guest is reached at its public address")
+        wait_until(lambda: all(map(stage.answers, guests)), "the guests are reached at their public addresses")
         yield stage
 
 
+def _begin_routing(stage: Stage, at_end: ExitStack) -> None:
+    """Have each host announce what the example does, and the client's network hear it."""
+    example = (SOURCE / "etc/examples/bird.conf").read_text()
+    router = bird.router(CLIENT4, *ADDRESSES)
+    at_end.enter_context(bird.running(Path(stage.lan), router, stage.place / "router"))
+    for number, host in enumerate(stage.hosts):
+        config = example.replace("router id 198.51.100.1", f"router id {ADDRESSES[number]}")
+        running = bird.running(host.place.namespace, config, stage.place / f"bird{number}")
+        stage.birds.append(at_end.enter_context(running))
+
+
 def _begin_guests(stage: Stage, at_end: ExitStack) -> None:
+    clock = stage.place / "clock.so"
+    build = ["gcc", "-shared", "-fPIC", "-O1", "-o", str(clock), f"{SOURCE}/tests/referee/clock.c"]
+    subprocess.run(build, check=True)  # noqa: S603  own words
     for number, host in enumerate(stage.hosts):
         if number:
             host.run("hostname", f"host{number}")
         host.write("/etc/etcd-ca.pem", stage.tls.ca.read_text())
+        shutil.copy(clock, f"/proc/{host.init}/root{_CLOCK}")
+        Path(f"/proc/{host.init}/root{_CLOCK_FILE}").write_bytes(bytes(8))
         host.libvirt.start()
         host.libvirt.define_network("default", "192.168.122.0/24", mac="52:54:00:12:20:01")
-        stage.guest_on(number).prepare()
-    guest = stage.guest_on(0)
-    guest.start()
-    at_end.callback(_remove_guest, stage)
-    guest.wait_up()
+        if VM in stage.guests:
+            stage.vm_on(number).prepare()
+        stage.web_on(number).define()
+    at_end.callback(_remove_guests, stage)
+    stage.web_on(0).start()
+    if VM in stage.guests:
+        stage.vm_on(0).start().wait_up()
 
 
-def _remove_guest(stage: Stage) -> None:
-    for number in stage.runs_on():
-        stage.guest_on(number).remove()
+def _remove_guests(stage: Stage) -> None:
+    for number in range(len(stage.hosts)):
+        for guest in (stage.vm_on(number), stage.web_on(number)):
+            with suppress(libvirt.libvirtError):
+                guest.remove()
 
 
 def _join(hosts: list[Host], nets: list[Net]) -> None:

@@ -1,46 +1,68 @@
-"""Who has an address, and who answers for it, looked at every 20 ms."""
+"""Who has an address, who answers for it and who announces it, looked at every 20 ms."""
 
+import re
 import select
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from typing import Self
+from pathlib import Path
+from typing import Final, Self
 
+from fwdaemon.core.types import Address
 from fwdaemon.kernel import packets
+from tests.lab.computer import CLIENT4
 from tests.lab.netns import open_socket
-from tests.lab.pair import addresses_held, asking, mac_of
+from tests.lab.pair import addresses_assigned, asking, mac_of
 from tests.referee.stage import Stage
 
-_EVERY_S = 0.02
-_ARP = 0x0806
-_CLIENT = IPv4Address("198.51.100.2")
+_EVERY_S: Final = 0.02
+_ARP: Final = 0x0806
+# How BIRD ends an answer: `0000`, or an error as `8001 Network not found`.
+_LAST = re.compile(rb"^(?:0000|[89]\d\d\d) .*\n", re.MULTILINE)
+_WAY = re.compile(rb"\[host(\d+) ")
 
 
 @dataclass(slots=True)
 class Seen:
-    """What was seen: how often, and what must never be. `since` is when the present holder was seen first."""
+    """What was seen of one address: who had it from when on, as (time, host or None), and what must never be."""
 
-    looks: int = 0
+    held: list[tuple[float, int | None]] = field(default_factory=list)
     held_twice: int = 0
     answered_twice: int = 0
-    holder: int | None = None
-    since: float = 0.0
-    gap_began: float = field(default_factory=time.monotonic)
-    gaps: list[float] = field(default_factory=list)
+    announced_twice: int = 0
+
+    @property
+    def holder(self) -> int | None:
+        """Who has it now."""
+        return self.held[-1][1] if self.held else None
+
+    def unheld(self, since: float) -> float:
+        """Give the longest time, of those that have ended since then, for which no host had it."""
+        times = zip(self.held, self.held[1:], strict=False)
+        return max(
+            (end - max(begin, since) for (begin, who), (end, _) in times if who is None and end > since), default=0
+        )
+
+    def taken(self, host: int, since: float) -> float | None:
+        """Give how many seconds after that this host took it, where it did."""
+        return next((at - since for at, who in self.held if who == host and at > since), None)
 
 
 class Referee:
-    """Looks; a context manager."""
+    """Looks; a context manager. `looks` says how often, and `seen` what, by address."""
 
-    def __init__(self, stage: Stage, address: str) -> None:
-        self.seen, self._address = Seen(), IPv4Address(address)
+    def __init__(self, stage: Stage, addresses: Iterable[str]) -> None:
+        self.looks, self._names = 0, {IPv4Address(address): address for address in addresses}
+        self.seen = {address: Seen() for address in self._names.values()}
         self._asking = [asking(host) for host in stage.hosts]
         self._macs = {mac_of(host): number for number, host in enumerate(stage.hosts)}
         self._link = open_socket(stage.hosts[0].outside.namespace, socket.AF_PACKET, socket.SOCK_DGRAM, 0)
         self._link.bind(("eth0", _ARP))
         self._mac: bytes = self._link.getsockname()[-1]
+        self._router = _Router(stage.place / "router/bird.ctl")
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="referee", daemon=True)
 
@@ -53,6 +75,7 @@ class Referee:
         self._thread.join(30)
         for each in (*self._asking, self._link):
             each.close()
+        self._router.close()
 
     @property
     def is_alive(self) -> bool:
@@ -61,35 +84,65 @@ class Referee:
 
     def _watch(self) -> None:
         while not self._over.is_set():
-            before = self._holders()
-            # One that was there before and still is had it while the others were asked.
-            both = before & self._holders()
-            self.seen.looks += 1
-            self.seen.held_twice += len(both) > 1
-            self._note(min(before, default=None))
-            self.seen.answered_twice += len(self._answering()) > 1
+            held = self._held()
+            self.looks += 1
+            for address, name in self._names.items():
+                seen, holders = self.seen[name], held[address]
+                # One that was there before and still is had it while the others were asked.
+                seen.held_twice += len(holders) > 1 and len(holders & self._held()[address]) > 1
+                if not seen.held or min(holders, default=None) != seen.holder:
+                    seen.held.append((time.monotonic(), min(holders, default=None)))
+                seen.announced_twice += len(self._router.ways(name)) > 1
+            for address, answered in self._answering().items():
+                self.seen[self._names[address]].answered_twice += len(answered) > 1
 
-    def _holders(self) -> set[int]:
-        return {number for number, each in enumerate(self._asking) if self._address in addresses_held(each)}
+    def _held(self) -> dict[Address, set[int]]:
+        found: dict[Address, set[int]] = {address: set() for address in self._names}
+        for number, each in enumerate(self._asking):
+            for address in addresses_assigned(each) & found.keys():
+                found[address].add(number)
+        return found
 
-    def _note(self, holder: int | None) -> None:
-        seen, now = self.seen, time.monotonic()
-        if holder == seen.holder:
-            return
-        if holder is None:
-            seen.gap_began = now
-        elif seen.holder is None:
-            seen.gaps.append(now - seen.gap_began)
-        seen.holder, seen.since = holder, now
-
-    def _answering(self) -> set[int]:
+    def _answering(self) -> dict[IPv4Address, set[int]]:
         """Ask by ARP, and tell which hosts answer until it is time to look again."""
-        packet = packets.packed(packets.REQUEST, _CLIENT, self._mac, self._address)
-        self._link.sendto(packet, ("eth0", _ARP, 0, 0, b"\xff" * 6))
-        found, until = set[int](), time.monotonic() + _EVERY_S
+        for address in self._names:
+            packet = packets.packed(packets.REQUEST, IPv4Address(CLIENT4), self._mac, address)
+            self._link.sendto(packet, ("eth0", _ARP, 0, 0, b"\xff" * 6))
+        found: dict[IPv4Address, set[int]] = {address: set() for address in self._names}
+        until = time.monotonic() + _EVERY_S
         while select.select([self._link], [], [], max(0.0, until - time.monotonic()))[0]:
             answer, (*_, mac) = self._link.recvfrom(2048)
             reply = packets.read_reply(answer)
-            if reply is not None and reply.sender == self._address and mac in self._macs:
-                found.add(self._macs[mac])
+            if reply is not None and reply.sender in found and mac in self._macs:
+                found[reply.sender].add(self._macs[mac])
         return found
+
+
+class _Router:
+    """What the router has heard from hosts, not only what it uses of that; by BIRD's socket for questions."""
+
+    def __init__(self, control: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(10)
+        self._socket.connect(str(control))
+        self._answer(_LAST_OF_GREETING)
+
+    def ways(self, address: str) -> set[int]:
+        """Tell which hosts announce an address."""
+        self._socket.sendall(f"show route {address}/32\n".encode())
+        return {int(host) for host in _WAY.findall(self._answer(_LAST))}
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+    def _answer(self, last: re.Pattern[bytes]) -> bytes:
+        answer = b""
+        while not last.search(answer):
+            if not (more := self._socket.recv(1 << 16)):
+                raise OSError("the router has ended")
+            answer += more
+        return answer
+
+
+_LAST_OF_GREETING = re.compile(rb"^0001 .*\n", re.MULTILINE)

@@ -9,7 +9,7 @@ from tests.endurance.figures import MEMORY_WITHIN_MIB, MIB, Rest
 
 # Seconds from the first answer on a domain's own address to the first through all its ports.
 LATE_AT_MOST_S = 0.1
-_BEFORE_AND_AFTER = 2
+_BEFORE_AND_AFTER, _TENTHS = 2, 10
 
 INTRODUCTION = """\
 Transient domains come at an even pace, as those of a hoster or of CI runners do. Each asks for two automatic ports in
@@ -18,32 +18,49 @@ domains that are gone to others. As soon as the guest answers on its own address
 asks at the ports of the host that the journal says are its own. The time between the two, that of the page included, is
 how late it is. Later the domain stops, and the client has to be refused at both ports.
 
+libvirt has a part in that: a container can answer before libvirt tells that it runs, and while it ends one whose
+controller it lost it answers nothing at all, not even which version it is, which is asked every 50 ms beside the run.
+What is left of a time without both is the daemon's own, and the machine's. How busy that is, the same page shows when
+it is asked for through a forward that has long been there: guests, their starts and all that asks run on one machine.
+
 No port may be assigned twice, no page may be that of another guest, and in the end no rule, domain or line of the
 status may be left. Memory, descriptors, threads and children are measured at rest, after a tenth of as many domains and
-at the end. All of it runs on one machine, the guests and their starts too, so times are also how busy that was; repeat
-it with `sudo scripts/robustness --only turnover`, which takes a quarter of an hour for each rule system.
+at the end. Repeat it with `sudo scripts/robustness --only turnover`, which takes a quarter of an hour for each rule
+system.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Stay:
-    """Seconds from start to the first own answer, from there to the first through the host, and from stop to closed."""
+    """Seconds from the start of a domain to its first own answer, from there to the first through the host, and so on.
+
+    `told` is from its first own answer until libvirt told that it runs, negative where that was before; `own` is what
+    is left of `late` without that, and without the time in which libvirt answered nothing; `closed` is from its stop
+    until its ports were refused.
+    """
 
     start: float
+    told: float
     late: float
+    own: float
     closed: float
 
 
 @dataclass(slots=True)
 class Figures:
-    """The figures of one run. CPU is the daemon's, in seconds; `most` is its RSS in bytes at its most."""
+    """The figures of one run. CPU is the daemon's, in seconds; `rss` is its memory in bytes, all the time.
+
+    `beside` are the seconds that answers to other questions took, and `lost` counts the containers that libvirt lost.
+    """
 
     asked: int = 0
     a_minute: float = 0.0
     stay: float = 0.0
     seconds: float = 0.0
     cpu: float = 0.0
-    most: int = 0
+    rss: list[int] = field(default_factory=list)
+    beside: dict[str, list[float]] = field(default_factory=dict)
+    lost: int = 0
     assigned: int = 0
     twice: int = 0
     stays: list[Stay] = field(default_factory=list)
@@ -77,28 +94,39 @@ class Figures:
                 yield f"{kind}: {before.held.get(kind, 0)} before, {after.held.get(kind, 0)} after"
 
     def _late(self) -> Iterator[str]:
-        if late := sum(stay.late > LATE_AT_MOST_S for stay in self.stays):
-            yield f"{late} of {len(self.stays)} domains were reached later than {1000 * LATE_AT_MOST_S:.0f} ms"
+        if late := self._later("late"):
+            than = f"{1000 * LATE_AT_MOST_S:.0f} ms, {self._later('own')} of them without libvirt's part in it"
+            yield f"{late} of {len(self.stays)} domains were reached later than {than}"
         if self.is_whole and (grown := (self.rest[1].rss - self.rest[0].rss) / MIB) > MEMORY_WITHIN_MIB:
             yield f"memory: {grown:+.1f} MiB, not within {MEMORY_WITHIN_MIB:g} MiB"
+
+    def _later(self, kind: str) -> int:
+        return sum(getattr(stay, kind) > LATE_AT_MOST_S for stay in self.stays)
 
     def said(self) -> str:
         """Say in a line how it goes."""
         late = [stay.late for stay in self.stays]
-        return f"late median {statistics.median(late):.3f} s, worst {max(late):.3f} s; {len(self.failures)} failures"
+        counted = f"{self._later('late')} late, {self._later('own')} without libvirt's part"
+        spread = f"median {statistics.median(late):.3f} s, worst {max(late):.3f} s"
+        return f"{counted}, {spread}; {len(self.failures)} failures"
 
     def record(self) -> dict[str, Any]:
         """All of it for JSON; of the times of each domain, how they are spread."""
-        kinds = ("start", "late", "closed")
+        kinds = ("start", "told", "late", "own", "closed")
         return {
             "domains": len(self.stays),
             "a_minute": self.a_minute,
             "stay": self.stay,
             "seconds": round(self.seconds, 1),
             "cpu": round(self.cpu, 2),
-            "most": self.most,
+            "most": max(self.rss, default=0),
+            "rss": [round(statistics.median(part)) for part in _tenths(self.rss)],
             "assigned": self.assigned,
-            "late": sum(stay.late > LATE_AT_MOST_S for stay in self.stays),
+            "late": self._later("late"),
+            "late_without_libvirt": self._later("own"),
+            "told_late": self._later("told"),
+            "lost": self.lost,
+            "beside": {what: _spread(seconds) for what, seconds in self.beside.items() if seconds},
             "times": {kind: _spread([getattr(stay, kind) for stay in self.stays]) for kind in kinds},
             "loads": [round(load, 2) for load in (min(self.loads), statistics.mean(self.loads), max(self.loads))],
             "rest": [{"rss": rest.rss, "pss": rest.pss, "held": rest.held} for rest in self.rest],
@@ -110,6 +138,13 @@ def _spread(times: list[float]) -> dict[str, float]:
     ordered = sorted(times)
     spread = {"median": statistics.median(ordered), "p99": ordered[len(ordered) * 99 // 100], "worst": ordered[-1]}
     return {name: round(seconds, 4) for name, seconds in spread.items()}
+
+
+def _tenths(samples: list[int]) -> Iterator[list[int]]:
+    """Cut what was sampled into ten parts, or as many as there are samples."""
+    parts = min(_TENTHS, len(samples))
+    for part in range(parts):
+        yield samples[len(samples) * part // parts : len(samples) * (part + 1) // parts]
 
 
 def row(figures: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -130,9 +165,10 @@ def section(record: dict[str, Any]) -> Iterator[str]:
     yield "| seconds | median | 99 of 100 within | worst |"
     yield "| --- | ---: | ---: | ---: |"
     for what, kind in _TIMES:
-        spread = record["times"][kind]
-        yield f"| {what} | {' | '.join(f'{spread[key]:.3f}' for key in ('median', 'p99', 'worst'))} |"
+        if spread := record["times"].get(kind) or record.get("beside", {}).get(kind):
+            yield f"| {what} | {' | '.join(f'{spread[key]:.3f}' for key in ('median', 'p99', 'worst'))} |"
     yield ""
+    yield from _of_libvirt(record)
     yield from _cost(record)
     if record["faults"]:
         yield ""
@@ -142,15 +178,32 @@ def section(record: dict[str, Any]) -> Iterator[str]:
 
 _TIMES = (
     ("start of the domain to its first answer on its own address", "start"),
-    ("from there to the first answers through the host", "late"),
+    ("from there until libvirt told that it runs", "told"),
+    ("from its first answer to the first ones through the host", "late"),
+    ("the same without libvirt's part", "own"),
     ("stop to refused", "closed"),
+    ("beside: libvirt tells its version", "libvirt"),
+    ("beside: a page through a forward that has long been there", "page"),
 )
+
+
+def _of_libvirt(record: dict[str, Any]) -> Iterator[str]:
+    if "told_late" not in record:
+        return
+    yield (
+        f"Of {record['late']} domains that were reached later than {1000 * LATE_AT_MOST_S:.0f} ms,"
+        f" {record['late_without_libvirt']} were that without libvirt's part. It told of {record['told_late']} later"
+        f" than that after their first answer, and lost the controllers of {record['lost']} containers, which it ended."
+    )
+    yield ""
 
 
 def _cost(record: dict[str, Any]) -> Iterator[str]:
     before, after = record["rest"]
     share, each = record["cpu"] / record["seconds"], record["cpu"] / record["domains"]
     yield f"The daemon took {100 * share:.1f} % of a processor, {1000 * each:.0f} ms for each domain."
+    if parts := record.get("rss"):
+        yield f"Its RSS was, tenth by tenth, {', '.join(f'{part / MIB:.1f}' for part in parts)} MiB."
     yield ""
     yield "| at rest | before | after | wanted |"
     yield "| --- | ---: | ---: | --- |"

@@ -18,11 +18,12 @@ from tests.endurance.attendant import Attendant
 from tests.endurance.figures import Rest
 from tests.lab.command import LabError
 from tests.lab.host import CLIENT4, PUBLIC4
-from tests.lab.place import Place, wait_until
+from tests.lab.place import wait_until
 from tests.lab.probe import Outcome
 from tests.lab.release import Flavour
+from tests.turnover.beside import Beside, asked_beside
 from tests.turnover.figures import Figures, Stay
-from tests.turnover.guest import PORTS, PassingGuest
+from tests.turnover.guest import PORTS, Created, PassingGuest
 from tests.turnover.scene import NETWORK, PASSING, STAYING, STAYING_PORT, Scene, set_up
 
 Say = Callable[[str], None]
@@ -83,8 +84,8 @@ class Journal(Attendant):
 
 def turned_over(flavour: Flavour, length: Length, say: Say) -> Result:
     """Set up a host and run."""
-    with set_up(flavour) as scene, Journal(scene) as journal:
-        run, on = _Run(scene, journal, say), versions(scene.host)
+    with set_up(flavour) as scene, Journal(scene) as journal, asked_beside(scene) as beside:
+        run, on = _Run(scene, journal, beside, say), versions(scene.host)
         try:
             run.all(length)
         except (LabError, OSError, libvirt.libvirtError) as error:
@@ -94,8 +95,8 @@ def turned_over(flavour: Flavour, length: Length, say: Say) -> Result:
 
 
 class _Run:
-    def __init__(self, scene: Scene, journal: Journal, say: Say) -> None:
-        self._scene, self._journal, self._say = scene, journal, say
+    def __init__(self, scene: Scene, journal: Journal, beside: Beside, say: Say) -> None:
+        self._scene, self._journal, self._beside, self._say = scene, journal, beside, say
         self._numbers = iter(range(10**6))
         self.figures = Figures()
 
@@ -107,9 +108,12 @@ class _Run:
         rules = self._at_rest()
         with self._sampled():
             began, cpu = time.monotonic(), cpu_seconds(self._scene.daemon.pid)
+            beside = {"page": self._beside.page, "libvirt": self._beside.libvirt}
+            before = {what: len(asked.seconds) for what, asked in beside.items()}
             self._turn_over(length)
             self.figures.cpu = cpu_seconds(self._scene.daemon.pid) - cpu
             self.figures.seconds = time.monotonic() - began
+            self.figures.beside = {what: asked.seconds[before[what] :] for what, asked in beside.items()}
         if length.thorough:
             wait_until(lambda: self._rules() == self._scene.host.own_rules().splitlines(), "all is forgotten", 180, 1)
         self._look_for_leftovers(rules)
@@ -135,21 +139,37 @@ class _Run:
 
     def _come_and_go(self, guest: PassingGuest, stay: float) -> None:
         began = time.monotonic()
-        init = guest.create()
-        place = self._scene.host.guest_place(init)
-        wait_until(lambda: self._answers_itself(guest, init, place), f"{guest.name} answers", _UP_WITHIN_S, _EVERY_S)
-        up = time.monotonic()
+        with ThreadPoolExecutor(1) as creator:
+            up, told = self._first_answer(guest, creator.submit(guest.create))
         wait_until(lambda: self._is_open(guest.name), f"the ports of {guest.name} answer", interval=_EVERY_S)
-        late = time.monotonic() - up
+        reached, since = time.monotonic(), max(up, told)
+        own = max(0.0, reached - since - self._beside.libvirt.silence(since, reached))
         time.sleep(stay)
         guest.stop()
         stopped = time.monotonic()
         wait_until(lambda: self._is_closed(guest.name), f"the ports of {guest.name} are closed", _GONE_WITHIN_S)
-        self._note(Stay(up - began, late, time.monotonic() - stopped))
+        self._note(Stay(up - began, told - up, reached - up, own, time.monotonic() - stopped))
 
-    def _answers_itself(self, guest: PassingGuest, init: int, place: Place) -> bool:
+    def _first_answer(self, guest: PassingGuest, creating: Future[Created]) -> tuple[float, float]:
+        """Give when a guest answered first on its own address, and when libvirt told that it runs: maybe later."""
+        answered: dict[int, float] = {}  # by PID 1, as libvirt may have to start another one
+
+        def is_up() -> bool:
+            init = guest.started()
+            if init is not None and init not in answered and self._answers_itself(guest, init):
+                answered[init] = time.monotonic()
+            return creating.done() and creating.result().init in answered
+
+        wait_until(is_up, f"{guest.name} answers", _UP_WITHIN_S, _EVERY_S)
+        created = creating.result()
+        self.figures.lost += created.lost
+        return answered[created.init], created.told
+
+    def _answers_itself(self, guest: PassingGuest, init: int) -> bool:
         address = guest.address(init)
-        return address is not None and place.fetch(f"http://{address}:{PORTS[0]}/").answered
+        if address is None:
+            return False
+        return self._scene.host.guest_place(init).fetch(f"http://{address}:{PORTS[0]}/").answered
 
     def _is_open(self, name: str) -> bool:
         return all(self._answers(name, port) for port in PORTS)
@@ -211,7 +231,7 @@ class _Run:
         def sample() -> None:
             while not over.wait(_SAMPLED_EVERY_S):
                 self.figures.loads.append(os.getloadavg()[0])
-                self.figures.most = max(self.figures.most, memory(self._scene.daemon.pid).rss)
+                self.figures.rss.append(memory(self._scene.daemon.pid).rss)
 
         thread = threading.Thread(target=sample, name="samples")
         thread.start()

@@ -90,7 +90,7 @@ class Kernel:
             self.changed(_PROGRAM, full=False)
 
     def led(self, packet: Packet, surroundings: Surroundings) -> tuple[Address, int] | None:
-        """Tell where a packet is translated to."""
+        """Say where a packet is translated to."""
         rules = tuple(written.rule for written in self.rules.get(packet.family, ()))
         chain = BaseChain(
             System.NFTABLES,

@@ -334,3 +334,22 @@ def test_another_range_of_automatic_ports_makes_no_other_claims() -> None:
         ports.append((sorted(held.port for held in placer.ports.values()), placer.turns))
     assert ports[0][0] != ports[1][0]
     assert ports[0][1] == ports[1][1]
+
+
+def test_how_long_domains_are_gone_is_counted_when_one_comes_or_goes_and_once_a_minute() -> None:
+    """So that a pass takes no longer where thousands of ports are kept."""
+    read = config(entry("ci-*", "auto:22"))
+    placer = Placer({}, Before({AutoPort(UUID(int=99), 22, Protocol.TCP): Held(20003, 1.0)}))
+    placer.place(read, host(domain(1)), 0.0)
+    ports = placer.ports
+    placer.place(read, host(domain(1)), 30.0)
+    assert placer.ports is ports
+    placer.place(read, host(domain(1)), 70.0)
+    assert gone(placer) == [71.0]
+    placer.place(read, host(), 80.0)
+    assert gone(placer) == [10.0, 81.0]
+
+
+def gone(placer: Placer) -> list[float]:
+    """For how long those domains are gone that are."""
+    return sorted(held.gone for held in placer.ports.values() if held.gone)

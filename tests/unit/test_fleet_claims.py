@@ -176,3 +176,27 @@ def test_when_the_next_one_runs_out(claims: Claims, clock: Clock) -> None:
     late = claims.due
     assert nothing is None
     assert (early or 0) - (late or 0) == pytest.approx(5, abs=1)
+
+
+def test_a_store_that_went_back_is_in_doubt_for_a_lease(tmp_path: Path, claims: Claims, clock: Clock) -> None:
+    claims.saw(10, 15)
+    claims.heard(12)
+    claims.saw(12, 15)
+    assert not is_in_doubt(claims)
+    claims.saw(11, 15)
+    assert is_in_doubt(claims)
+    clock.now += 10
+    claims.saw(11, 15)
+    claims.confirm([], TEN)
+    again = known(tmp_path, clock)
+    assert is_in_doubt(again), "where the daemon is started again meanwhile"
+    clock.now += 5
+    again.saw(11, 15)
+    assert not is_in_doubt(again)
+    again.saw(10, 15)
+    assert is_in_doubt(again), "it may go back more than once"
+
+
+def is_in_doubt(claims: Claims) -> bool:
+    """Ask anew: mypy takes a property for one that does not change."""
+    return claims.is_in_doubt

@@ -14,6 +14,7 @@ from fwdaemon.core.report import ReasonKind
 from fwdaemon.hypervisor.guest_addresses import LeaseWatch
 from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.resolve.snapshot import LeaseNews, read_leases
+from tests.lab.place import PATIENCE
 from tests.unit.saying import said
 
 Scenario = Callable[[list[str]], Coroutine[None, None, None]]
@@ -133,15 +134,19 @@ def test_an_emitter_stopped_between_two_reads_logs_nothing(tmp_path: Path, caplo
 
 def test_a_flood_of_leases_is_followed_in_part_and_its_end_is_not_missed(tmp_path: Path) -> None:
     def flood() -> None:
-        for _ in range(2000):
+        for _ in range(1000):
             replace(tmp_path, "virbr0.status")
 
     async def scenario(reasons: list[str]) -> None:
         await asyncio.to_thread(flood)
+        before = -1
+        while before != len(reasons):
+            before = len(reasons)
+            await asyncio.sleep(0.5)  # whatever the flood has caused is there by then
+        assert before < 700, before
         replace(tmp_path, "virbr0.status")
-        before = len(reasons)
-        assert before < 1400, before
-        async with asyncio.timeout(10):
+        # What the flood took of the guests' budget has to be paid back first.
+        async with asyncio.timeout(PATIENCE):
             while len(reasons) == before:  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0.01)
 
@@ -199,7 +204,7 @@ def test_a_lease_that_is_renewed_and_the_end_of_one_whose_guest_has_gone_are_no_
     assert told(news, aa="192.168.122.20+100", bb="192.168.122.21+100") is ReasonKind.LEASES
     assert told(news, aa="192.168.122.20+200", bb="192.168.122.21+100") is None
     assert told(news, aa="192.168.122.20+200") is None
-    assert told(news, aa="192.168.122.20+200", bb="192.168.122.22+300") is ReasonKind.LEASES
+    assert told(news, aa="192.168.122.20+200", bb="192.168.122.22+300") is None
     assert told(news, aa="192.168.122.20+200 192.168.122.23+300", bb="192.168.122.22+300") is ReasonKind.LEASES
     # Of several, the one that ends last counts.
     assert told(news, aa="192.168.122.20+400 192.168.122.23+300", bb="192.168.122.22+300") is ReasonKind.LEASES
@@ -231,3 +236,25 @@ def test_a_guest_has_one_first_lease_however_often_it_gives_that_back_or_reboots
     news.follow(frozenset(), frozenset())
     news.follow(macs("aa"), macs("aa"))
     assert told(news, aa="192.168.122.20+300") is ReasonKind.FIRST_LEASE
+
+
+def test_a_lease_of_no_guest_is_news_once_an_inventory_that_began_before_it_finds_its_guest() -> None:
+    news = LeaseNews(lambda: 0.0)
+    news.follow(frozenset(), frozenset())
+    assert told(news) is ReasonKind.LEASES
+    news.inventory_begins()
+    assert told(news, aa="192.168.122.20+100", bb="192.168.122.21+100") is None
+    assert news.follow(macs("aa"), macs("aa")) == (("virbr0", ReasonKind.FIRST_LEASE),)
+    # The next one sees it.
+    news.inventory_begins()
+    assert news.follow(macs("aa", "bb"), frozenset()) == ()
+    assert told(news, aa="192.168.122.20+100", bb="192.168.122.21+100", cc="192.168.122.22+100") is None
+    assert news.follow(macs("cc"), frozenset()) == (("virbr0", ReasonKind.LEASES),)
+
+
+def test_leases_of_no_guest_that_have_gone_are_not_remembered() -> None:
+    news = LeaseNews(lambda: 0.0)
+    assert told(news) is ReasonKind.LEASES
+    assert told(news, aa="192.168.122.20+100") is None
+    assert told(news, bb="192.168.122.20+100") is None
+    assert news.follow(macs("aa"), macs("aa")) == ()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.kernel.process import budget_of_guests
-from fwdaemon.triggers import REST_S, SHARE, STOCK_S, Budget, Lull, Origin, TriggerQueue, origin
+from fwdaemon.triggers import REST_S, SHARE, STOCK_S, Budget, Lull, Origin, Pauses, TriggerQueue, origin
 
 COST_S, MINUTE_S, RESOLUTION_S = 0.02, 60.0, 1e-6
 
@@ -189,3 +189,11 @@ def test_several_changes_are_looked_at_once_after_the_last_of_them_and_not_much_
     assert due == [1.0, 1.5, 4.0, 5.0, 6.0]
     lull.looked()
     assert lull.changed() == 1.0
+
+
+def test_only_what_others_change_again_and_again_lengthens_the_pause_between_passes() -> None:
+    """Where domains come and go all the time, one would wait the longer the more came before it."""
+    pauses = Pauses(passes=1.0, passes_at_most=5.0)
+    assert [pauses.after(before, Origin.OTHERS, changed=True) for before in (1.0, 2.0, 4.0)] == [2.0, 4.0, 5.0]
+    assert pauses.after(4.0, Origin.OTHERS, changed=False) == 1.0
+    assert {pauses.after(4.0, cause, changed=True) for cause in (Origin.GUESTS, Origin.USERS)} == {1.0}

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,13 +68,15 @@ def test_a_run_in_which_nobody_came_or_went_is_a_failure() -> None:
 
 
 def turned_over(after: Rest, late: float = 0.1, left: tuple[str, ...] = (), twice: int = 0) -> turnover.Figures:
-    stays = [Stay(0.3, 0.02, 1.1), Stay(0.3, late, 1.1)]
+    stays = [Stay(0.3, -0.1, 0.02, 0.02, 1.1), Stay(0.3, 0.05, late, late - 0.05, 1.1)]
     return turnover.Figures(2, 50, 20, 600, 30, stays=stays, rest=[rest(), after], left=list(left), twice=twice)
 
 
 def test_a_domain_that_is_reached_late_and_what_is_left_of_one_are_failures() -> None:
     assert turned_over(rest()).faults() == []
-    assert turned_over(rest(), late=0.11).faults() == ["1 of 2 domains were reached later than 100 ms"]
+    late = "domains were reached later than 100 ms"
+    assert turned_over(rest(), late=0.11).faults() == [f"1 of 2 {late}, 0 of them without libvirt's part in it"]
+    assert turned_over(rest(), late=0.16).faults() == [f"1 of 2 {late}, 1 of them without libvirt's part in it"]
     assert turned_over(rest(), late=0.11).wrong() == []
     assert turned_over(rest(43, pipe=1), left=("domain: ci-1",), twice=1).faults() == [
         "left over: domain: ci-1",
@@ -87,24 +90,40 @@ def test_a_domain_that_is_reached_late_and_what_is_left_of_one_are_failures() ->
 def test_what_domains_that_come_and_go_cost_is_on_the_page(tmp_path: Path) -> None:
     page, counted = tmp_path / "robustness.md", turned_over(rest(41))
     counted.loads, counted.assigned = [1.0, 2.0], 4
+    counted.rss, counted.beside = [int(40 * MIB)] * 3 + [int(41 * MIB)] * 9, {"page": [0.002, 0.5], "libvirt": []}
     store(page, Record("turnover", "legacy", _STAMP, "Linux", counted.record()))
     text = page.read_text(encoding="utf-8")
     assert "| Domains that come and go: libvirt on the legacy tables | 2 domains, 50 a minute | 4 ports | 0 |" in text
     assert "The daemon took 5.0 % of a processor, 15000 ms for each domain." in text
     assert "The machine's load was 1.5, from 1 to 2." in text
+    assert "tenth by tenth, 40.0, 40.0, 40.0, 41.0, 41.0, 41.0, 41.0, 41.0, 41.0, 41.0 MiB." in text
+    assert "| beside: a page through a forward that has long been there | 0.251 | 0.500 | 0.500 |" in text
+    assert "| the same without libvirt's part | 0.035 | 0.050 | 0.050 |" in text
 
 
 def test_what_went_wrong_in_a_fleet_is_on_the_page(tmp_path: Path) -> None:
     page = tmp_path / "robustness.md"
-    rounds = [Round("none", "before, 2 s", moved=True, back=1.5, without=0.3, went_on=True)] * 2
-    counted = referee.Figures(2, looks=5000, seconds=60, rounds=rounds)
+    migrated = Round("none", "before", 1.0, moved=True, back=1.5, unheld=0.3, taken=None, went_on=True)
+    elsewhere = Round("none", "started elsewhere", 20.0, moved=True, back=0.5, unheld=4, taken=14.04, went_on=None)
+    counted = referee.Figures(2, looks=5000, seconds=60, rounds=[migrated, elsewhere])
     assert counted.faults() == []
-    store(page, Record("referee", "nftables", _STAMP, "Linux", counted.record()))
-    text = page.read_text(encoding="utf-8")
-    assert "| Faults in a fleet: libvirt on nftables | 2 rounds | 5,000 looks | 0 | 1.5 s |" in text
-    assert "| none | 2 | 2 | 2 | 1.5 | 1.5 | 0.3 |" in text
-    counted.held_twice, counted.asked = 1, 3
-    assert counted.faults() == ["two hosts had the address 1 times", "2 of 3 rounds came to their end"]
+    twice = referee.added(counted.record(), counted.record())
+    for figures, rounds, told in (
+        (counted.record(), 2, "| none | 2 | 2 | 1 of 1 | 1.0 | 1.5 | 4.0 | 14.0 | 14.0 |"),
+        (twice, 4, "| none | 4 | 4 | 2 of 2 | 1.0 | 1.5 | 4.0 | 14.0 | 14.0 |"),
+    ):
+        store(page, Record("referee", "nftables", _STAMP, "Linux", figures))
+        text = page.read_text(encoding="utf-8")
+        assert f"libvirt on nftables | {rounds} rounds | {rounds * 2500:,} looks | 0 | 1.5 s |" in text
+        assert told in text
+    assert "before 2, copying 0, switching 0, after 0, cancelled 0, started elsewhere 2." in text
+    counted.held_twice, counted.announced_twice, counted.asked = 1, 2, 3
+    counted.rounds.append(replace(migrated, lost=1))
+    counted.rounds.pop(0)
+    assert counted.faults() == [
+        *("two hosts had an address 1 times", "two hosts announced an address 2 times"),
+        *("daemons had lost the table 1 times", "2 of 3 rounds came to their end"),
+    ]
 
 
 def test_who_is_ahead_waits_for_who_is_behind() -> None:

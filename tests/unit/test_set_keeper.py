@@ -172,8 +172,10 @@ def test_a_record_that_is_damaged_or_others_could_write_is_not_used(tmp_path: Pa
     path.chmod(0o666)
     assert not kept.known()
     path.chmod(0o600)
-    path.write_text('[{"set": "banned"}]')
-    assert not kept.known()
+    elements = ("[1, 2, Infinity]", "[1, 2, NaN]", "[Infinity, 2, null]", "[9, 2, null]", f"[1, {1 << 40}, null]", "1")
+    for record in ("", *(f', "family": 4, "elements": [{element}]' for element in elements)):
+        path.write_text(f'[{{"set": "banned"{record}}}]')
+        assert not kept.known()
 
 
 # --- connections -----------------------------------------------------------------------------------------------------

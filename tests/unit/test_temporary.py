@@ -314,6 +314,14 @@ def test_a_damaged_record_closes_it(scene: Scene, caplog: pytest.LogCaptureFixtu
     assert any("what was opened for a while is closed" in line for line in caplog.messages)
 
 
+@pytest.mark.parametrize("time", ["Infinity", "NaN", "1e300", "[]"])
+def test_a_record_with_a_time_that_is_none_closes_it(tmp_path: Path, time: str) -> None:
+    until = f'"until": {time}, "boottime": 1, "boot": "x", "seconds": 9'
+    text = f'[{{"number": 1, "domain": "web", "ports": "80", "sources": [], "by": "uid 0", {until}}}]'
+    (tmp_path / "temporary.json").write_text(text, encoding="utf-8")
+    assert known(tmp_path, lambda: Now(0.0, 0.0, "x")) == ()
+
+
 def test_who_closes_is_answered_though_a_pass_has_followed_before_it_is_written(scene: Scene) -> None:
     async def act() -> None:
         async with scene.running_daemon():

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import signal
 import socket
 import threading
 import time
@@ -19,7 +20,8 @@ from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.local_proxy import LocalProxy
 from fwdaemon.hypervisor.link import EventLoop
 from fwdaemon.kernel import memory
-from fwdaemon.kernel.process import Beside, Companion, Worker, processor_time, processor_time_here
+from fwdaemon.kernel.memory import Beside
+from fwdaemon.kernel.process import HASTE, Companion, Worker, processor_time, processor_time_here
 from fwdaemon.triggers import Backoff
 from tests.lab.place import wait_until
 from tests.unit.forwards import forward
@@ -133,15 +135,25 @@ def test_a_pass_does_not_wait_for_a_proxy_that_is_busy() -> None:
     proxy.close()
 
 
-def test_what_programs_take_is_counted_while_they_run_and_once_they_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    busy = (
-        "import time\nfor line in open(0):\n    while time.process_time() < float(line): pass\n    print(flush=True)\n"
+@pytest.fixture
+def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module that answers once it, and a program that it runs, have used so many seconds."""
+    work = "import sys, time\nwhile time.process_time() < float(sys.argv[1]): pass\n"
+    (tmp_path / "work.py").write_text(work, encoding="utf-8")
+    serve = (
+        "import subprocess, sys, time\n"
+        "for line in open(0):\n"
+        "    subprocess.run([sys.executable, '-m', 'work', line.strip()])\n"
+        "    while time.process_time() < float(line): pass\n"
+        "    print(flush=True)\n"
     )
-    (tmp_path / "busy.py").write_text(busy, encoding="utf-8")
+    (tmp_path / "busy.py").write_text(serve, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    companion, began = Companion("busy", "", {}), processor_time()
+    return "busy"
+
+
+def test_what_programs_take_is_counted_while_they_run_and_once_they_ended(busy: str) -> None:
+    companion, began = Companion(busy, "", {}), processor_time()
     assert companion.exchange("0.3") == "\n"
     beside = companion.processor_time
     assert beside >= 0.3
@@ -150,6 +162,26 @@ def test_what_programs_take_is_counted_while_they_run_and_once_they_ended(
     assert companion.processor_time == 0.0
     assert processor_time() >= began + 0.25
     assert processor_time_here() >= 0.25
+
+
+def test_what_a_companion_takes_that_works_for_a_client_is_not_counted(busy: str) -> None:
+    companion, began = Companion(busy, "", {}, counted=False), (processor_time(), processor_time_here())
+    assert companion.exchange("0.4") == "\n"
+    assert processor_time() < began[0] + 0.3
+    assert companion.close() == 0
+    assert processor_time() < began[0] + 0.3
+    assert processor_time_here() < began[1] + 0.3
+
+
+def test_a_companion_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lines = ("import time", "print(input(), flush=True)", "time.sleep(600)")
+    (tmp_path / "stubborn.py").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(HASTE, "idle", 0.1)
+    for counted in (True, False):
+        companion = Companion("stubborn", "", {}, counted=counted)
+        assert companion.exchange("there") == "there\n"
+        assert companion.close() == -signal.SIGKILL
 
 
 def test_a_thread_is_not_charged_with_what_others_take() -> None:

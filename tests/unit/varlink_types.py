@@ -55,7 +55,7 @@ class Interface:
         return ("enum", list(fields)) if is_enum else fields
 
     def faults(self, shape: Any, value: Any, where: str = "") -> Iterator[str]:
-        """Tell where a value is not of a type: every field has to be there, and no other may."""
+        """Say where a value is not of a type: every field has to be there, and no other may."""
         match shape:
             case ("maybe", inner):
                 yield from () if value is None else self.faults(inner, value, where)

@@ -10,8 +10,8 @@ printf '127.0.0.1 localhost lab\n::1 localhost\n' >/etc/hosts
 : >/etc/fstab
 mkdir -p /var/log/journal
 
-# firewalld and fail2ban are there for tests that want them. Sockets with TLS need certificates.
-systemctl disable fail2ban.service firewalld.service libvirtd-tls.socket libvirtd-tcp.socket
+# Cockpit, firewalld and fail2ban are there for tests that want them. Sockets with TLS need certificates.
+systemctl disable cockpit.socket fail2ban.service firewalld.service libvirtd-tls.socket libvirtd-tcp.socket
 # What would reach beyond the machine: its devices, modules and kernel are those of the machine the lab runs on.
 systemctl mask systemd-udevd.service systemd-udevd-control.socket systemd-udevd-kernel.socket \
     systemd-udev-trigger.service systemd-modules-load.service systemd-binfmt.service proc-sys-fs-binfmt_misc.automount \

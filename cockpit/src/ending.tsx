@@ -1,0 +1,75 @@
+// Removing an entry of the page's own drop-in, and closing what is open for a while.
+import { useEffect, useState } from "react";
+import type { ReactNode } from "react";
+import { Alert, Button, Modal, ModalBody, ModalFooter, ModalHeader } from "@patternfly/react-core";
+import { changed, entryAt, linesOf } from "./dropin";
+import { NotSaved, check, read, save } from "./saving";
+import type { Written } from "./saving";
+import { shown } from "./text";
+import { call } from "./varlink";
+import { failureText } from "./words";
+import type { Opening } from "./types";
+
+const _ = cockpit.gettext;
+
+export function RemoveDialog({ main, opening, onClose }: { main: string; opening: Opening; onClose: (done?: string) => void }) {
+    const [before, setBefore] = useState<Written | null>(null);
+    const [failure, setFailure] = useState<ReactNode>("");
+    useEffect(() => {
+        read(main).then(setBefore, (error: unknown) => setFailure(failureText(error)));
+    }, [main]);
+    const entry = before && entryAt(before.text, opening.line, opening.kind, opening.owner);
+    const remove = async () => {
+        if (!before || !entry)
+            throw new NotSaved(_("The file was changed meanwhile, so nothing was written. Close this dialog, and try again."));
+        const { text } = changed(before.text, entry, null);
+        const { problems } = await check(text);
+        if (problems.length)
+            throw new NotSaved(problems.map(problem => problem.text).join("; "));
+        await save(main, before, text);
+        onClose(_("The entry was removed"));
+    };
+    return (
+        <Question title={_("Remove this entry?")} verb={_("Remove")} onSure={remove} onClose={onClose} isReady={!!before}>
+            {failure && <Alert isInline variant="danger" title={failure} />}
+            <p>{cockpit.format(_("$0 is reachable no more at any address or port of this entry; connections end."), shown(opening.owner))}</p>
+            {before && entry && <pre className="entry">{linesOf(before.text, entry).map(shown).join("\n")}</pre>}
+        </Question>
+    );
+}
+
+export function CloseDialog({ opening, onClose }: { opening: Opening; onClose: (done?: string) => void }) {
+    const shut = async () => {
+        await call("Close", { domain: opening.owner, ports: [opening.opened_ports ?? ""] });
+        onClose(_("The port is closed"));
+    };
+    return (
+        <Question title={_("Close it now?")} verb={_("Close")} onSure={shut} onClose={onClose}>
+            <p>{cockpit.format(_("$0 is reachable no more at $1; connections end."), shown(opening.owner), opening.listens)}</p>
+        </Question>
+    );
+}
+
+interface QuestionProps { title: string; verb: string; onSure: () => Promise<void>; onClose: () => void; isReady?: boolean; children: ReactNode }
+
+function Question({ title, verb, onSure, onClose, isReady = true, children }: QuestionProps) {
+    const [failure, setFailure] = useState<ReactNode>("");
+    const [isBusy, setIsBusy] = useState(false);
+    const sure = () => {
+        setIsBusy(true);
+        onSure().catch((error: unknown) => { setFailure(failureText(error)); setIsBusy(false) });
+    };
+    return (
+        <Modal isOpen variant="small" onClose={() => onClose()} aria-labelledby="question-title" aria-describedby="question-text">
+            <ModalHeader title={title} titleIconVariant="warning" labelId="question-title" />
+            <ModalBody id="question-text">
+                {failure && <Alert isInline variant="danger" title={failure} />}
+                {children}
+            </ModalBody>
+            <ModalFooter>
+                <Button variant="danger" onClick={sure} isLoading={isBusy} isDisabled={isBusy || !isReady}>{verb}</Button>
+                <Button variant="link" onClick={() => onClose()}>{_("Cancel")}</Button>
+            </ModalFooter>
+        </Modal>
+    );
+}

@@ -1,0 +1,127 @@
+"""The page in Cockpit as tests see and use it: Cockpit itself, and what is clicked on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.lab.browser import Browser
+from tests.lab.command import run
+from tests.lab.computer import Computer
+from tests.lab.host import PUBLIC4, SOURCE, Host
+from tests.lab.place import Process, wait_until
+
+PORT, MEMBERS_PORT, SHELLS_PORT = 9090, 9091, 9092
+GROUP, GROUP_NUMBER, USER = "games", "60", "65534"
+SOCKET = "/run/kvm-portfwd/control.sock"
+DROP_IN = "/etc/portfwd.d/cockpit.toml"
+NOTHING = "//h3[.='Nothing is forwarded yet']"
+TAB, ENTER, ESCAPE, DOWN = "\ue004", "\ue007", "\ue00c", "\ue015"
+
+
+@contextmanager
+def browsing(host: Host) -> Iterator[Browser]:
+    """Run a browser outside, and Cockpit with the page for root and for a member of the group."""
+    run([str(SOURCE / "cockpit/build")], timeout=300)
+    host.run("mkdir", "-p", "/usr/share/cockpit")
+    host.run("ln", "-sfn", f"{SOURCE}/cockpit/dist", "/usr/share/cockpit/kvm-portfwd")
+    with serving(host, PORT), serving(host, MEMBERS_PORT, as_member=True):
+        browser = Browser.start(host.outside)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def serving(host: Host, port: int, *, as_member: bool = False) -> Iterator[Process]:
+    """Run Cockpit for root, or for a member of the group, without a login."""
+    words = ["/usr/lib/cockpit/cockpit-ws", "--no-tls", "-a", PUBLIC4, "-p", str(port)]
+    member = ["setpriv", "--reuid", USER, "--regid", USER, "--groups", GROUP_NUMBER, "env", "HOME=/tmp"]
+    server = host.popen(*(member if as_member else []), *words, "--local-session=cockpit-bridge")
+    wait_until(lambda: accepts(host, port), server.text)
+    yield server
+    server.stop()
+
+
+@contextmanager
+def without_socket(computer: Computer) -> Iterator[None]:
+    """Have something in the place of the daemon's socket that it cannot take away."""
+    computer.run("sh", "-c", f"rm {SOCKET} && mkdir -p {SOCKET}/not-empty")
+    yield
+    computer.run("rm", "-r", SOCKET)
+
+
+def accepts(host: Host, port: int) -> bool:
+    """Whether a server is there; it says nothing by itself, and closes no connection."""
+    try:
+        host.outside.connect(PUBLIC4, port).close()
+    except OSError:
+        return False
+    return True
+
+
+def show(page: Browser, port: int = PORT, width: int = 1280) -> None:
+    """Open the page alone, without the shell around it."""
+    page.resize(width, 900)
+    page.open(f"http://{PUBLIC4}:{port}/cockpit/@localhost/kvm-portfwd/index.html")
+
+
+def button(text: str) -> str:
+    """A button that can be clicked."""
+    return f"//button[normalize-space()='{text}' and not(@disabled)]"
+
+
+def row(text: str) -> str:
+    """A row of the table."""
+    return f"//tbody/tr[contains(., '{text}')]"
+
+
+def field(name: str) -> str:
+    """A field of the form."""
+    return f"//*[@id='entry-{name}']"
+
+
+def alert(kind: str, text: str) -> str:
+    """A message: danger, warning or success."""
+    return f"//*[contains(@class, 'pf-m-{kind}') and contains(., '{text}')]"
+
+
+def fill(page: Browser, **fields: str) -> None:
+    """Write into fields of the form."""
+    for name, text in fields.items():
+        page.write(field(name.replace("_", "-")), text)
+
+
+def forwarded(page: Browser, domain: str, host: str, guest: str = "", address: str = "") -> None:
+    """Fill in the form for a port, and send it."""
+    page.click(button("Add"))
+    fill(page, domain=domain, host_0=host, guest_0=guest)
+    if address:
+        page.click(button("More"))
+        fill(page, address=address)
+    send(page, "Add")
+
+
+def send(page: Browser, text: str) -> None:
+    """Click on the button at the bottom of a dialog."""
+    page.click(f"//footer{button(text)}")
+
+
+def done(page: Browser, text: str) -> None:
+    """Wait until the dialog has gone, and the page says so."""
+    page.wait_gone("//footer")
+    page.wait(f"//*[contains(., '{text}')]")
+
+
+def act(page: Browser, listens: str, action: str) -> None:
+    """Choose from the menu of a row."""
+    page.click(f"{row(listens)}//button[@aria-label='Kebab toggle']")
+    page.click(f"//*[@role='menuitem' and normalize-space()='{action}']")
+
+
+def go_to(page: Browser, text: str, key: str = TAB) -> None:
+    """Press a key until a button or an item of a menu has the focus."""
+    for _ in range(30):
+        if page.run("return document.activeElement.innerText || document.activeElement.ariaLabel") == text:
+            return
+        page.press(key)
+    raise AssertionError(f"this key never leads to {text!r}; there is:\n{page.text()}")
