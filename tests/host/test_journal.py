@@ -9,6 +9,7 @@ import pytest
 from fwdaemon.audit.journal import MESSAGE_IDS
 from tests.conftest import MakeLxcGuest, MakeNetwork
 from tests.host.conftest import HEAD, Scene, each_libvirt, entry, filled
+from tests.lab.daemon import CONFIG, Daemon
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, PUBLIC4, SOURCE, Host
 from tests.lab.place import Process, wait_until
@@ -73,30 +74,88 @@ def test_the_journal_tells_a_guest_s_story(host: Host, network: MakeNetwork, lxc
     assert problem["MESSAGE"].startswith("/etc/portfwd.toml:2: ")
 
 
+# Fills the queue of a journal that reads nothing, by as many sockets as it takes. It ends once one has no room for a
+# first message.
+FILLS = """
+import socket
+senders = []
+while True:
+    senders.append(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    senders[-1].connect("/run/systemd/journal/socket")
+    sent = 0
+    try:
+        while True:
+            senders[-1].send(b"MESSAGE=no room\\n", socket.MSG_DONTWAIT)
+            sent += 1
+    except BlockingIOError:
+        if not sent:
+            break
+"""
+
+
+def journaled_daemon(host: Host, config: str) -> Daemon:
+    """Start the daemon as a service whose log is the journal, with a watchdog; it is ready."""
+    service = ("env", "WATCHDOG_USEC=1000000", host.python, JOURNALED)
+    return host.daemon(config, through=service)
+
+
+def is_fed(daemon: Daemon) -> None:
+    """Wait until the daemon says again that it is alive."""
+    daemon.wait_told("^WATCHDOG=1$", start=len(daemon.told()))
+
+
 @pytest.mark.in_turn
 def test_a_journal_that_takes_nothing_holds_up_nothing(scene: Scene, journald: Process) -> None:
     host, url = scene.host, f"http://{PUBLIC4}:8000/"
     before = len(actions(host))
     good = HEAD + 'on_stop = "remove"\n' + filled(entry("web", "8000:80", "WEB4"))
-    host.write("/etc/portfwd.toml", good)
-    daemon = host.popen(host.python, JOURNALED, host.python, "-m", "fwdaemon", "run")
+    daemon = journaled_daemon(host, good)
     try:
         scene.answers(lambda: host.outside.fetch(url), f"web {CLIENT4}")
         wait_until(lambda: "added" in actions(host)[before:], "the start is in the journal")
         journald.send(signal.SIGSTOP)
         # A line for each of these: more than the kernel keeps for a journal that reads none.
-        host.write("/etc/portfwd.toml", "[daemon]\n" + "".join(f"key{number} = 1\n" for number in range(900)))
-        daemon.send(signal.SIGHUP)
+        host.write(CONFIG, "[daemon]\n" + "".join(f"key{number} = 1\n" for number in range(900)))
+        daemon.sighup()
         wait_until(
             lambda: "key899" in host.run(host.python, *STATUS, check=False).stdout, "the status tells the refusal"
         )
         scene.wipe()
         scene.answers(lambda: host.outside.fetch(url), f"web {CLIENT4}")
+        is_fed(daemon)
         journald.send(signal.SIGCONT)
         wait_until(lambda: "restored" in actions(host)[before:], "the journal tells of the wipe")
     finally:
         journald.send(signal.SIGCONT)
-        assert daemon.stop() == 0
+        assert daemon.terminate() == 0
     told = actions(host)[before:]
     assert told.count("refused") >= 900
     assert told.index("restored") > told.index("refused")
+
+
+@pytest.mark.in_turn
+def test_a_journal_that_takes_nothing_holds_up_no_restart(scene: Scene, journald: Process) -> None:
+    """Nothing waits for it: not the daemon that is killed, nor the next one's start, repair, watchdog and end."""
+    host, url = scene.host, f"http://{PUBLIC4}:8000/"
+    config = HEAD + filled(entry("web", "8000:80", "WEB4"))
+    killed = journaled_daemon(host, config)
+    scene.answers(lambda: host.outside.fetch(url), f"web {CLIENT4}")
+    wait_until(lambda: "added" in actions(host), "the start is in the journal")
+    journald.send(signal.SIGSTOP)
+    try:
+        host.run(host.python, "-c", FILLS)
+        killed.kill()
+        scene.wipe()
+        scene.refused(lambda: host.outside.fetch(url, timeout=0.3))
+        daemon = journaled_daemon(host, config)
+        for _ in range(2):
+            scene.answers(lambda: host.outside.fetch(url), f"web {CLIENT4}")
+            is_fed(daemon)
+            scene.wipe()
+        scene.answers(lambda: host.outside.fetch(url), f"web {CLIENT4}")
+        assert host.run(host.python, "-c", FILLS).returncode == 0, "nothing has been taken meanwhile"
+    finally:
+        journald.send(signal.SIGCONT)
+    wait_until(lambda: "restored" in actions(host), "the journal tells of the wipes")
+    assert daemon.terminate() == 0
+    host.portfwd("flush")

@@ -248,22 +248,34 @@ addresses = ["{PREFIX4}"]
     answers(lambda: host.outside.fetch(url(ROUTED4, 80)), f"routed {CLIENT4}")
 
 
-@pytest.mark.in_turn
 @pytest.mark.usefixtures("upstream")
-def test_a_refusal_of_a_routed_guest_by_its_address_holds_where_a_gate_lets_it_out(
+def test_a_refusal_of_what_a_routed_guest_opens_holds_where_no_gate_outranks_it(
     host: Host, guest: LxcGuest, daemon: StartDaemon, request: pytest.FixtureRequest
 ) -> None:
-    """Libvirt refuses what comes from these addresses, so a gate outranks rules that are no bans."""
-    for port in (25, 26):
+    """Libvirt refuses what comes from these addresses, so a gate lets it out, and outranks rules that are no bans.
+
+    What does hold: by address at the head of a chain, by anything in a chain of `behind`, and where there is no gate.
+    """
+    for port in (25, 26, 27, 28, 29):
         request.addfinalizer(host.outside.serve("outside", "tcp", port).stop)
 
     def opens(port: int) -> bool:
         return guest.place.tcp(CLIENT4, port, source=ROUTED4, timeout=0.5).text == f"outside {ROUTED4}"
 
+    bridge = host.libvirt.bridge("public")
     program = "iptables-legacy" if host.flavour.firewall is LibvirtFirewall.LEGACY else "iptables-nft"
-    rule = ["FORWARD", "-s", ROUTED4, "-p", "tcp", "--dport", "25", "-j", "DROP"]
-    host.run(program, "-w", "-I", *rule)
-    request.addfinalizer(lambda: host.run(program, "-w", "-D", *rule))
-    daemon(HEAD + ROUTE)
+    by_address = ["-s", ROUTED4, "-p", "tcp", "--dport", "25", "-j", "DROP"]
+    by_port = ["-p", "tcp", "--dport", "26", "-j", "DROP"]
+    chained = ["-i", bridge, "-j", "GUESTS-OUT"]
+    request.addfinalizer(partial(host.run, program, "-w", "-X", "GUESTS-OUT"))
+    request.addfinalizer(partial(host.run, program, "-w", "-F", "GUESTS-OUT"))
+    host.run(program, "-w", "-N", "GUESTS-OUT")
+    host.run(program, "-w", "-A", "GUESTS-OUT", "-p", "tcp", "--dport", "27", "-j", "REJECT")
+    for rule in (by_port, chained, by_address):
+        host.run(program, "-w", "-I", "FORWARD", *rule)
+        request.addfinalizer(partial(host.run, program, "-w", "-D", "FORWARD", *rule))
+    host.run("nft", "-f", "-", stdin=ADMIN.replace("BRIDGE", bridge).replace("27", "28"))
+    request.addfinalizer(lambda: host.run("nft", "delete", "table", "inet", "admin"))
+    daemon(HEAD + 'behind = ["GUESTS-OUT"]\n' + ROUTE)
     answers(lambda: host.outside.fetch(url(ROUTED4, 80)), f"routed {CLIENT4}")
-    assert list(map(opens, (25, 26))) == [False, True]
+    assert list(map(opens, (25, 26, 27, 28, 29))) == [False, True, False, False, True]
