@@ -354,7 +354,7 @@ class Daemon:
 
     def _read(self) -> configuration.Loaded:
         """Read the configuration, in a thread of its own."""
-        loaded = self._parts.read(self._path, self._standing.config)
+        loaded = self._parts.read(self._path, self._sets.applied(self._standing.config))
         satisfied(loaded.config)
         return loaded
 

@@ -62,6 +62,11 @@ def shortage(error: BaseException) -> str | None:
     return None if error.__cause__ is None else shortage(error.__cause__)
 
 
+def ends_the_pass(error: ProcessError) -> bool:
+    """Whether a program hung, or none was available: what it would have listed may be there all the same."""
+    return isinstance(error, HangingError) or shortage(error) is not None
+
+
 def label_remedy(said: str) -> str:
     """Say what helps where that is about connection labels which the kernel does not have; else nothing."""
     missing = "connlabel" in said or ("ct label" in said and "not supported" in said)

@@ -28,7 +28,7 @@ from fwdaemon.config.model import (
 from fwdaemon.config.node import Document, Node, header
 from fwdaemon.config.overlap import find_conflicts, find_public_conflicts
 from fwdaemon.config.sections import read_control, read_daemon, read_fleet, read_metrics
-from fwdaemon.config.sets import MOST_LIST_BYTES, read_set, settle
+from fwdaemon.config.sets import MOST_LIST_BYTES, Lists, read_set, settle
 from fwdaemon.config.syntax import syntax_problems
 from fwdaemon.core.text import GrammarError, quote, show, suggest
 from fwdaemon.core.types import FleetSettings
@@ -148,19 +148,20 @@ class Loaded:
     @property
     def has_blank_file(self) -> bool:
         """Whether one of the texts says nothing at all."""
-        return not all(source.strip() for source in self.sources.values())
+        return not all(text.strip() for text in (*self.sources.values(), *self.lists.values()))
 
 
 def load(path: Path, draft: Draft | None = None) -> Config:
     """Read the configuration whose main file is `path`; raise `ConfigError` with every problem in it."""
     files = read_files(path, draft)
-    return _with_ignored(_build(path, files.sources, files.problems, read_list_file), files.ignored)
+    return _with_ignored(_build(path, files.sources, files.problems, Lists(read_list_file)), files.ignored)
 
 
 def load_guarded(path: Path, live: Config | None = None, draft: Draft | None = None) -> Loaded:
     """Read it as the daemon does: what others than root could change is refused too.
 
-    So is a file without a word in it while entries of `live` are in force: editors empty a file before they write it.
+    So is a file without a word in it while entries or networks of sets of `live` are in force: editors empty a file
+    before they write it.
     """
     files, lists = read_files(path, draft), dict[Path, bytes]()
     problems = [*files.problems, *unguarded(files), *_emptied(path, files.sources, live)]
@@ -169,7 +170,8 @@ def load_guarded(path: Path, live: Config | None = None, draft: Draft | None = N
         lists[file] = read_list_file(file, guarded=True)
         return lists[file]
 
-    config = _with_ignored(_build(path, files.sources, problems, read), files.ignored)
+    config = _build(path, files.sources, problems, Lists(read, live.sets if live is not None else ()))
+    config = _with_ignored(config, files.ignored)
     return Loaded(config, files.sources, lists)
 
 
@@ -206,15 +208,13 @@ def parse(sources: Mapping[Path, bytes | str], lists: Mapping[Path, bytes] | Non
             raise GrammarError(f"{file} is not there")
         return known[file]
 
-    return _build(next(iter(sources), Path()), sources, [], read)
+    return _build(next(iter(sources), Path()), sources, [], Lists(read))
 
 
-def _build(
-    main: Path, sources: Mapping[Path, bytes | str], problems: list[Problem], read: Callable[[Path], bytes]
-) -> Config:
+def _build(main: Path, sources: Mapping[Path, bytes | str], problems: list[Problem], lists: Lists) -> Config:
     files = [read_document(file, source, problems, is_main=file == main) for file, source in sources.items()]
     daemon = next((contents.daemon for contents in files if contents.daemon), DaemonSettings())
-    return _joined(main, daemon, files, problems, read)
+    return _joined(main, daemon, files, problems, lists)
 
 
 def _joined(
@@ -222,7 +222,7 @@ def _joined(
     daemon: DaemonSettings,
     files: list[Contents],
     problems: list[Problem],
-    read: Callable[[Path], bytes],
+    lists: Lists,
 ) -> Config:
     """Join what files say, and check it together; `main` is the file that has `daemon`."""
     config = Config.of(
@@ -233,7 +233,7 @@ def _joined(
         (allowed for contents in files for allowed in contents.allows),
     )
     config = replace(config, fleet=next((contents.fleet for contents in files if contents.fleet), None))
-    config = settle(config, (item for contents in files for item in contents.sets), read, problems)
+    config = settle(config, (item for contents in files for item in contents.sets), lists, problems)
     problems += find_conflicts(config.forwards)
     problems += _without_pool(main, config, problems)
     problems += find_public_conflicts([entry for contents in files for entry in _in_order(contents)])
@@ -264,7 +264,7 @@ def read_table(texts: Mapping[str, bytes], daemon: DaemonSettings, main: Path) -
     for contents in files:
         problems += _misplaced(contents)
     # Sets that [daemon] names are those of files.
-    return _joined(main, replace(daemon, barred=None, named=()), files, problems, _unread)
+    return _joined(main, replace(daemon, barred=None, named=()), files, problems, Lists(_unread))
 
 
 def _misplaced(contents: Contents) -> Iterable[Problem]:

@@ -113,8 +113,15 @@ def parse_list_file(text: str) -> Path:
 # --- files of networks -----------------------------------------------------------------------------------------------
 
 
-def read_list(file: Path, text: bytes) -> tuple[Parts, list[Problem]]:
-    """Read a network a line, `#` before comments; with any problem, nothing of it counts."""
+def read_list(file: Path, text: bytes, held: int = 0) -> tuple[Parts, list[Problem]]:
+    """Read a network a line, `#` before comments; with any problem, nothing of it counts.
+
+    A blank file is one while `held` networks of its set are in force: editors empty a file before they write it, and
+    of a set that is denied, that would let in everyone it keeps out.
+    """
+    if held and not text.strip():
+        networks = f"{held:,} network{' of its set is' if held == 1 else 's of its set are'} in force"
+        return {}, [Problem(file, 1, f"is empty, while {networks}; if none is meant, write a comment line, # none")]
     found: dict[tuple[Family, int], dict[str, None]] = {}
     problems: list[Problem] = []
     for number, word in _words(text):
@@ -266,12 +273,26 @@ def _rate_meant(text: str) -> str:
 # --- all files together ----------------------------------------------------------------------------------------------
 
 
-def settle(
-    config: Config, entries: Iterable[SetEntry], text_of: Callable[[Path], bytes], found: list[Problem]
-) -> Config:
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """Reads files of networks, or raises `GrammarError` with what is wrong.
+
+    `live` are the sets in force, whose networks no blank file takes away.
+    """
+
+    read: Callable[[Path], bytes]
+    live: Collection[SourceSet] = ()
+
+    def held(self, entry: SetEntry) -> int:
+        """Tell how many networks are in force of a set, by its name or its file."""
+        found = (item for item in self.live if entry.name == item.name or entry.file == item.file)
+        return max((item.number for item in found), default=0)
+
+
+def settle(config: Config, entries: Iterable[SetEntry], lists: Lists, found: list[Problem]) -> Config:
     """Put the sets into a configuration, and what is written in them in the place of their names.
 
-    `text_of` reads a file of networks, and raises `GrammarError` with what is wrong. Problems are added to `found`.
+    Problems are added to `found`.
     """
     known: dict[str, SetEntry] = {}
     for entry in entries:
@@ -279,20 +300,20 @@ def settle(
             what = f"a set {quote(entry.name)} is already at {other.origin}; give one of the two another name"
             found.append(Problem(entry.origin.file, entry.origin.line, what))
     found += _unknown(config, known)
-    sets = {name: _made(entry, text_of, found) for name, entry in known.items()}
+    sets = {name: _made(entry, lists, found) for name, entry in known.items()}
     written = {name: tuple(entry.addresses) for name, entry in known.items() if entry.addresses}
     config = config.with_entries(tuple(_settled(entry, written) for entry in config.entries))
     return replace(config, sets=tuple(sets.values()))
 
 
-def _made(entry: SetEntry, text_of: Callable[[Path], bytes], found: list[Problem]) -> SourceSet:
+def _made(entry: SetEntry, lists: Lists, found: list[Problem]) -> SourceSet:
     if entry.file is None:
         return SourceSet(
             entry.name, entry.origin, entry.external, parts=parted(entry.addresses), places=entry.addresses
         )
     parts: Parts = {}
     try:
-        parts, problems = read_list(entry.file, text_of(entry.file))
+        parts, problems = read_list(entry.file, lists.read(entry.file), lists.held(entry))
         found += problems
     except GrammarError as error:
         found.append(Problem(entry.origin.file, entry.origin.line, f"set {quote(entry.name)}: {error}"))

@@ -262,6 +262,7 @@ class HindranceKind(StrEnum):
     MISREAD = "misread"
     NO_CLAIM = "no-claim"
     CLAIMED_BY_HOST = "claimed-by-host"
+    NOT_REMOVED = "not-removed"
 
     @property
     def is_refusal(self) -> bool:
@@ -301,7 +302,7 @@ class Hindrance:
     `ports` are those that are claimed at `origin`, or of which none is free. Of what is not allowed, `origin` is the
     `[[allow]]` that comes closest, and `names` are each key of it that does not cover a value, followed by that; of
     many, the first ones and then how many `more`. Of what is claimed already, they are where, and by which domain;
-    neither where a process of the host has it.
+    neither where a process of the host has it. Of what is to be removed, they are why the last pass failed.
     """
 
     kind: HindranceKind

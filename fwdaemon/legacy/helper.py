@@ -264,7 +264,8 @@ class Operations:
 
     def _edit(self, table: library.OpenTable, change: Change) -> None:
         for chain in change.create:
-            table.create(chain)
+            if not table.has(chain):  # one of limits that others emptied is not known as ours
+                table.create(chain)
         for edit in change.edits:
             for position in sorted(edit.delete, reverse=True):
                 table.delete(edit.chain, position)

@@ -26,7 +26,7 @@ from iptc.xtables import NFPROTO_IPV4, XTablesError, xt_option_entry, xtables
 from fwdaemon.core.bans import Judge, Kind, place
 from fwdaemon.core.bans import Rule as ForeignRule
 from fwdaemon.core.types import Family
-from fwdaemon.legacy import info
+from fwdaemon.legacy import info, model
 from fwdaemon.legacy.info import Entry, decode
 from fwdaemon.legacy.model import COMMENT, OWN_CHAINS, SET_MATCH, Head, ObservedTable, Rule, TableName, is_own
 
@@ -112,11 +112,10 @@ class Words:
 def parse(rule: Rule) -> Words:
     """Take a rule apart."""
     header, *matches = _groups(rule.matches)
-    name, _, options = rule.target.partition(" ")
     return Words(
         tuple((_HEADER[option], value) for option, value in _options(header)),
         (*(_extension(match) for match in matches), Extension("comment", (("comment", rule.comment),))),
-        Extension(name, tuple((option[2:], value) for option, value in _options(options.split()))),
+        _extension(rule.target.split()),
     )
 
 
@@ -226,7 +225,7 @@ class OpenTable:
 
         Bans stay ahead of these where `behind` is given: jumps to the chains that its patterns name are such.
         """
-        chains = {name: tuple(self.entries(name)) for name in self._own_chains()}
+        chains = self._own_chains()
         found = {name: self._head(name, compiled, behind) for name, compiled in heads.items()}
         leading = Counter(entry.target for entries in chains.values() for entry in entries)
         for name, compiled in heads.items():
@@ -279,10 +278,14 @@ class OpenTable:
             text = _plain(error)
             raise TableError(text, again=os.strerror(errno.EAGAIN) in text) from error
 
-    def _own_chains(self) -> list[str]:
-        # Those of limits have any name, and are in one table alone.
+    def _own_chains(self) -> dict[str, tuple[Entry, ...]]:
+        # Those of limits are in one table alone; others may have such names, so a rule of ours leads there or is there.
         found = info.chain_names(self._family, self._name) if self._name is TableName.MANGLE else frozenset()
-        return [name for name in sorted(OWN_CHAINS.union(filter(is_own, found))) if self.has(name)]
+        names = sorted(OWN_CHAINS.union(filter(is_own, found)))
+        chains = {name: tuple(self.entries(name)) for name in names if self.has(name)}
+        rules = ((name, entry) for name, entries in chains.items() for entry in entries)
+        ours = OWN_CHAINS.union(*((name, entry.target) for name, entry in rules if model.is_written(entry.comment)))
+        return {name: entries for name, entries in chains.items() if name in ours}
 
     def _references(self, chain: str) -> int:
         """Count the rules that lead to a chain, wherever they are."""
@@ -295,12 +298,9 @@ class OpenTable:
         """Read the rules of a chain, in order."""
         entry = self._table.first_rule(chain)
         while entry:
-            yield self._read(entry)
+            raw = ctypes.string_at(ctypes.addressof(entry), entry.next_offset)
+            yield decode(self._family, raw, self._table.get_target(entry) or b"")
             entry = self._table.next_rule(entry)
-
-    def _read(self, entry: Any) -> Entry:
-        raw = ctypes.string_at(ctypes.addressof(entry), entry.next_offset)
-        return decode(self._family, raw, self._table.get_target(entry) or b"")
 
     def _head(self, chain: str, compiled: Any, behind: Collection[str] | None) -> Head:
         entries, wanted = list(self.entries(chain)), decode(self._family, bytes(compiled))

@@ -19,13 +19,18 @@ FORMER = "KVMPF_LEAD"
 DENY = "KVMPF_DENY"
 # Chains of these names are ours, in any table; all others belong to others, however alike.
 OWN_CHAINS = frozenset({PRE, OUT, POST, FWD, FORMER, DENY})
-# So are those of the limits of an entry.
+# So are those of the limits of an entry, where a rule of ours leads to one, or is in it.
 LIMITS = r"KVMPF_[0-9a-f]{12}"
 
 
 def is_own(chain: str) -> bool:
-    """Whether a chain of this name is ours."""
+    """Whether a chain of this name is ours, or one of limits may be."""
     return chain in OWN_CHAINS or re.fullmatch(LIMITS, chain) is not None
+
+
+def is_written(comment: str) -> bool:
+    """Whether a rule in a chain of ours, with this comment, may be ours."""
+    return _OWN_COMMENT.fullmatch(comment) is not None
 
 
 def limits_chain(exposure: Exposure) -> str:
@@ -272,7 +277,7 @@ def _bent(edits: Iterable[Edit], observed: ObservedTable, framework: Collection[
 def _is_strange(edit: Edit, observed: Sequence[str]) -> bool:
     """Whether rules that we never wrote were among ours, or ours were out of order."""
     gone = {observed[position] for position in edit.delete}
-    unknown = any(_OWN_COMMENT.fullmatch(comment) is None for comment in gone)
+    unknown = not all(map(is_written, gone))
     return unknown or not gone.isdisjoint(rule.comment for _, rule in edit.insert)
 
 

@@ -26,11 +26,11 @@ from fwdaemon.errors import HangingError, ProcessError
 from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.kernel.process import Runner
 from fwdaemon.kernel.rtnetlink import interface_names
-from fwdaemon.nftables.difference import Observed, Plan, WithMapKeys, altered, creation, stale, tables_difference
+from fwdaemon.nftables.difference import Observed, Plan, altered, creation, stale, tables_difference
 from fwdaemon.nftables.dispatch_chains import EVERYWHERE, STRANGERS
 from fwdaemon.nftables.existing import Observer, comments, elements_of, existing_tables, has_rules
 from fwdaemon.nftables.external import ExternalKeeper
-from fwdaemon.nftables.gates import GateState, Wanted, gate_script, iptables_program, is_iptables_gate
+from fwdaemon.nftables.gates import Wanted, gate_script
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation, lacking
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
 from fwdaemon.nftables.ruleset import labels_of, newcomers_from, refusal_script, renamings_of, tables, uplinks_of
@@ -83,6 +83,7 @@ class NftablesBackend:
         self._wanted: Wanted | None = None
         self._observed: Observed | None = None
         self._committed: Mapping[Family, Table] = {}
+        self._listed: tuple[int, dict[Family, Table]] | None = None
         self._opened: dict[Gate, tuple[int, tuple[str, ...]]] = {}
         self._seen_libvirt = False
         self._settled: tuple[Desired, Observed, tuple[Fault, ...]] | None = None
@@ -171,7 +172,9 @@ class NftablesBackend:
 
     def _apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         self._keeper.expect(desired)
+        # Before anything else is read: what others have may take long, or hang.
         self._put_back = joined(self._put_back, self._make_what_is_gone(desired))
+        self._put_back = joined(self._put_back, self._mend_what_is_altered(desired))
         result = joined(self._put_back, self._reconciled(desired, full=full))
         self._put_back = ApplyResult()
         return result
@@ -201,7 +204,7 @@ class NftablesBackend:
         opened = [gate_script(state, desired.label) for state in plan.shut]
         script = "".join([plan.script, *opened, *(gate_script(state, None) for state in plan.orphaned_gates)])
         return ApplyResult(
-            _served(table_cache, plan.mended),
+            table_cache.served(plan.mended),
             stale=stale(plan.tables, observed.tables),
             gates=gates,
             faults=observed.faults,
@@ -234,7 +237,7 @@ class NftablesBackend:
         return self.apply(Desired(), full=True)
 
     def _make_what_is_gone(self, desired: Desired) -> ApplyResult:
-        """Make tables of ours again that are gone, before anything is read: what others have may take long, or hang."""
+        """Make tables of ours again that are gone."""
         if not self._committed or (self._observed and self._observed.generation == current_generation()):
             return ApplyResult()
         there = existing_tables()
@@ -246,18 +249,33 @@ class NftablesBackend:
         quick, elements = self._keeper.quickly(made)
         changes = tables_difference(quick, {}, now()).values()
         script = "".join(f"{line}\n" for change in changes for line in change.script) + elements
-        if not script:
-            return ApplyResult()
-        try:
-            self._commits.commit("nft", "-f", "-", stdin=script)
-        except HangingError:
-            raise
-        except ProcessError as error:
-            _log.debug("looking at everything after: %s", error)
+        if not script or not self._commits.try_commit(script):
             return ApplyResult()
         self._committed = {**self._committed, **made}
-        served = _served(self._table_cache, dict.fromkeys(made, EVERYWHERE))
+        served = self._table_cache.served(dict.fromkeys(made, EVERYWHERE))
         return ApplyResult(served, served, script=script, changed=True)
+
+    def _mend_what_is_altered(self, desired: Desired) -> ApplyResult:
+        """Mend those that are there. Where nothing is wrong, what was listed is not listed again."""
+        generation, known = current_generation(), self._observed
+        if not self._committed or (known and self._commits.same_since(known.generation, generation)):
+            return ApplyResult()
+        there, wanted = self._observer.tables(self._committed), self._tables(self._table_cache, desired)
+        self._listed = generation, there
+        ours = there.keys() & wanted.keys() & self._committed.keys()
+        observed = Observed(generation, {family: there[family] for family in ours}, (), (), ())
+        self._keeper.read(observed.tables)
+        plan = self._plan({family: wanted[family] for family in ours}, observed)
+        # What is new may need another gate, and waits for that.
+        is_new = Wanted.of(desired) != self._wanted and not tables_difference(self._committed, observed.tables)
+        if not plan.script or is_new or not self._commits.try_commit(plan.script):
+            return ApplyResult()
+        self._keeper.done()
+        self._listed = None
+        damaged = self._table_cache.served(plan.damaged(self._committed, observed))
+        self._committed = {**self._committed, **plan.tables}
+        gone = stale(plan.tables, observed.tables)
+        return ApplyResult(self._table_cache.served(plan.mended), damaged, gone, script=plan.script, changed=True)
 
     def _reconciled(self, desired: Desired, *, full: bool) -> ApplyResult:
         for _ in range(_TRIES - 1):
@@ -285,7 +303,9 @@ class NftablesBackend:
         enough = known is not None and (not full or (known.listed and not known.faults))
         if known and enough and known.generation == generation and wanted == self._wanted:
             return known
-        observed = self._observer.observe(generation, wanted, self._committed, everywhere=wanted != self._wanted)
+        listed, self._listed = self._listed, None
+        tables = listed[1] if listed and listed[0] == generation else self._observer.tables(self._committed)
+        observed = self._observer.observe(generation, wanted, tables, everywhere=wanted != self._wanted)
         # Without the search, the next pass is everywhere again.
         self._observed, self._wanted = observed, wanted if observed.searched else None
         return observed
@@ -313,8 +333,8 @@ class NftablesBackend:
         # What was done is reported after the commit: where it was much, that takes time.
         gates = self._moved(plan, observed, refused, desired.label)
         result = ApplyResult(
-            _served(self._table_cache, plan.mended),
-            _served(self._table_cache, plan.damaged(committed, observed)),
+            self._table_cache.served(plan.mended),
+            self._table_cache.served(plan.damaged(committed, observed)),
             stale(plan.tables, observed.tables),
             gates,
             (*faults, *refused.values()),
@@ -325,7 +345,7 @@ class NftablesBackend:
 
     def _beginning(self, result: ApplyResult, plan: Plan, observed: Observed) -> ApplyResult:
         """Say also how what an earlier run left differs."""
-        others = _served(self._table_cache, altered(plan.tables, observed.tables) if plan.script else {})
+        others = self._table_cache.served(altered(plan.tables, observed.tables) if plan.script else {})
         labels = frozenset(chain.from_iterable(map(labels_of, observed.tables.values())))
         uplinks = frozenset(chain.from_iterable(map(uplinks_of, observed.tables.values())))
         renamings = frozenset(chain.from_iterable(map(renamings_of, observed.tables.values())))
@@ -352,27 +372,11 @@ class NftablesBackend:
     def _commit(self, plan: Plan, bit: int) -> dict[Gate, Fault]:
         """Commit, and return which gates could not be moved: one that cannot is no reason to leave the rest undone."""
         # A gate that opens early lets nothing through that is not labelled; one that opens late refuses what is.
-        faults = {state.gate: self._move(state, bit) for state in plan.shut}
+        faults = {state.gate: self._commits.move(state, bit) for state in plan.shut}
         if plan.script:
             self._commits.commit("nft", "-f", "-", stdin=plan.script)
-        faults |= {state.gate: self._move(state, None) for state in plan.orphaned_gates}
+        faults |= {state.gate: self._commits.move(state, None) for state in plan.orphaned_gates}
         return {gate: fault for gate, fault in faults.items() if fault}
-
-    def _move(self, state: GateState, bit: int | None) -> Fault | None:
-        """Make or move a gate, or without a `bit` close it; gives what is wrong where that is refused."""
-        try:
-            self._change(state, bit)
-        except ProcessError as error:
-            owned = not is_iptables_gate(state.gate) and "Operation not permitted" in error.stderr
-            return Fault(FaultKind.GATE_OWNED if owned else FaultKind.GATE_REFUSED, (str(state.gate),), str(error))
-        return None
-
-    def _change(self, state: GateState, bit: int | None) -> None:
-        script = gate_script(state, bit)
-        if is_iptables_gate(state.gate):
-            self._commits.commit(iptables_program(state.gate, "-restore"), "--noflush", "--wait", stdin=script)
-        else:
-            self._commits.commit("nft", "-f", "-", stdin=script)
 
     def _remember(self, plan: Plan, observed: Observed, refused: Collection[Gate]) -> None:
         """Know what is there after a commit of tables alone; gates want a fresh pass."""
@@ -390,8 +394,3 @@ class NftablesBackend:
         generation = following_generation(observed.generation)
         alone = current_generation() == generation
         self._observed = replace(observed, generation=generation, listed=listed) if alone else None
-
-
-def _served(table_cache: TableCache, found: WithMapKeys) -> frozenset[Exposure]:
-    """Name the exposures that are served under these keys."""
-    return frozenset(chain.from_iterable(table_cache.exposures(family, map_keys) for family, map_keys in found.items()))

@@ -18,7 +18,7 @@ from fwdaemon.config.names import NFT_NAME
 from fwdaemon.core.bans import End, Rule, Verdict, read_listing
 from fwdaemon.core.report import LIBVIRT_CHAIN, LIBVIRT_TABLE, Fault, FaultKind
 from fwdaemon.core.types import Family, Gate
-from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
+from fwdaemon.errors import KernelError, ProcessError, ends_the_pass
 from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket, attribute, attributes, nested
 from fwdaemon.kernel.process import Runner
 from fwdaemon.nftables.difference import Observed
@@ -283,10 +283,15 @@ class Observer:
         self._faults: list[Fault] = []
         self._libvirt = False
 
-    def observe(self, generation: int, wanted: Wanted, known: Mapping[Family, Table], *, everywhere: bool) -> Observed:
-        """Read our tables and the wanted gates; `everywhere` looks for gates that are not wanted, too.
+    def tables(self, known: Mapping[Family, Table]) -> dict[Family, Table]:
+        """Read our tables. What is found equal to `known` is given as the same object; raises as `observe` does."""
+        there = existing_tables()
+        return {
+            family: self._table(family, known.get(family)) for family in Family if (family.word, TABLE_NAME) in there
+        }
 
-        What is found equal to `known` is given as the same object.
+    def observe(self, generation: int, wanted: Wanted, tables: dict[Family, Table], *, everywhere: bool) -> Observed:
+        """Read the wanted gates, beside `tables` of ours; `everywhere` looks for gates that are not wanted, too.
 
         Raises:
             ProcessError: `nft` could not list what is there, or a program hung.
@@ -298,9 +303,6 @@ class Observer:
         self._libvirt = any(table == LIBVIRT_TABLE for _, table in there)
         named = wanted_gates(sorted(wanted.families), wanted.configured)
         gates = [gate for gate in named if (gate.family, gate.table) in there]
-        tables = {
-            family: self._table(family, known.get(family)) for family in Family if (family.word, TABLE_NAME) in there
-        }
         states = tuple(state for gate in gates if (state := self.gate(gate, wanted)))
         self._judged.keep_added()
         orphaned = self._orphaned_gates(gates, wanted) if everywhere else ()
@@ -362,7 +364,7 @@ class Observer:
         try:
             return self._runner.run(*argv).stdout
         except ProcessError as error:
-            if _ends_the_pass(error):
+            if ends_the_pass(error):
                 raise
             return ""
 
@@ -370,7 +372,7 @@ class Observer:
         try:
             listing = self._runner.run(iptables_program(gate), "-S", gate.chain).stdout
         except ProcessError as error:
-            if _ends_the_pass(error):
+            if ends_the_pass(error):
                 raise
             self._faults.append(Fault(FaultKind.GATE_UNREAD, (str(gate),), str(error)))
             return None
@@ -392,8 +394,3 @@ class Observer:
         suspects = {Gate(rule.family, rule.table, rule.chain) for rule in found}.difference(gates)
         iptables = [self._iptables_gate(gate, wanted) for gate in sorted(suspects, key=str) if is_iptables_gate(gate)]
         return orphaned_gates(found, gates) + tuple(state for state in iptables if state and state.every)
-
-
-def _ends_the_pass(error: ProcessError) -> bool:
-    """Whether the program hung, or none was available: what it would have listed may be there all the same."""
-    return isinstance(error, HangingError) or shortage(error) is not None

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from fwdaemon.core.admission import Need
 from fwdaemon.core.report import Actor, ActorKind, Fault, FaultKind, RulesChanged
-from fwdaemon.errors import KernelError, ProcessError
+from fwdaemon.errors import HangingError, KernelError, ProcessError
 from fwdaemon.kernel.external_sets import Externals
 from fwdaemon.kernel.netlink import (
     NETFILTER,
@@ -31,6 +31,7 @@ from fwdaemon.kernel.netlink import (
 )
 from fwdaemon.kernel.process import Runner
 from fwdaemon.nftables.external import Hearing
+from fwdaemon.nftables.gates import GateState, gate_script, iptables_program, is_iptables_gate
 from fwdaemon.nftables.model import TABLE_NAME
 
 _NFNLGRP_NFTABLES = 7
@@ -223,6 +224,39 @@ class Commits:
         finally:
             self.committing = False
             self._ended()
+
+    def try_commit(self, script: str) -> bool:
+        """Commit a script of `nft`, and tell whether the kernel took it.
+
+        Raises:
+            HangingError: the program hung.
+            KernelError: the kernel does not tell the number of its last commit.
+
+        """
+        try:
+            self.commit("nft", "-f", "-", stdin=script)
+        except HangingError:
+            raise
+        except ProcessError as error:
+            _log.debug("looking at everything after: %s", error)
+            return False
+        return True
+
+    def move(self, state: GateState, bit: int | None) -> Fault | None:
+        """Make or move a gate, or without a `bit` close it; gives what is wrong where that is refused."""
+        try:
+            self._move(state, bit)
+        except ProcessError as error:
+            owned = not is_iptables_gate(state.gate) and "Operation not permitted" in error.stderr
+            return Fault(FaultKind.GATE_OWNED if owned else FaultKind.GATE_REFUSED, (str(state.gate),), str(error))
+        return None
+
+    def _move(self, state: GateState, bit: int | None) -> None:
+        script = gate_script(state, bit)
+        if is_iptables_gate(state.gate):
+            self.commit(iptables_program(state.gate, "-restore"), "--noflush", "--wait", stdin=script)
+        else:
+            self.commit("nft", "-f", "-", stdin=script)
 
     def pass_over(self, number: int) -> None:
         """Note that a commit changed neither our tables nor a gate."""

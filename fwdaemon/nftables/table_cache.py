@@ -63,6 +63,10 @@ class TableCache:
         served = known.values() if map_keys.every else (known.get(map_key, ()) for map_key in map_keys.named)
         return chain.from_iterable(served)
 
+    def served(self, found: Mapping[Family, MapKeys]) -> frozenset[Exposure]:
+        """Name the exposures that are served under these keys."""
+        return frozenset(chain.from_iterable(self.exposures(family, map_keys) for family, map_keys in found.items()))
+
 
 class _Made(NamedTuple):
     """A table, and the frame it was made with."""

@@ -81,7 +81,8 @@ class Row:
     """One exposure, or one that is asked for and waits.
 
     `listens` and `leads` are what the audit says of it; `leads` is empty, and `target` `None`, while it is not known
-    where it will lead. `reason` is empty where it is active; `kinds` tell programs why an entry waits. `open_for` is
+    where it will lead. `reason` is empty where it is active, unless it is still there because the last pass failed;
+    `kinds` tell programs why an entry waits, or is still there. `open_for` is
     `None` but for what was opened for a while. `admission` is what is asked of clients where it is live.
     """
 

@@ -99,9 +99,11 @@ def _live(exposure: Exposure, held: frozenset[Exposure], facts: Facts, readings:
 
 
 def _state(exposure: Exposure, facts: Facts, readings: Readings) -> tuple[State, str | Hindrance]:
-    """Say how what the kernel holds is, and why it is not reached."""
+    """Say how what the kernel holds is, and why it is not reached, or still is."""
     if refusal := _refusal(exposure, facts, readings):
         return State.REFUSED, format_fault(refusal)
+    if facts.failure and facts.wanted is not None and exposure not in facts.wanted.exposures:
+        return State.ACTIVE, Hindrance(HindranceKind.NOT_REMOVED, names=(facts.failure,))
     listen = exposure.claim.address if exposure.claim.kind is Kind.FORWARD else None
     if listen is None or (mac := readings.elsewhere.get(listen)) is None:
         return State.ACTIVE, ""

@@ -2,7 +2,7 @@
 
 A file is looked at each second, by its times and its number on the disk: so it does not matter how it was replaced
 it, nor on what file system it is. One that hangs holds up this alone. With anything wrong in one, what was read before
-stays.
+stays, as it does where one is blank.
 """
 
 import asyncio
@@ -127,7 +127,8 @@ class SetKeeper:
 
     def _look(self) -> None:
         config = self._config
-        items = [item for item in config.sets if item.file is not None] if config is not None else []
+        followed = [item for item in config.sets if item.file is not None] if config is not None else []
+        items = [self._newest.get(item.name, item) for item in followed]
         if not items:  # nothing wakes up for it
             self._next = None
             return
@@ -218,7 +219,7 @@ def _read(item: SourceSet, file: Path, before: bytes | None) -> Read | None:
         return Read(item, problems=(Problem(item.origin.file, item.origin.line, str(error)),))
     if text == before:
         return None
-    parts, problems = read_list(file, text)
+    parts, problems = read_list(file, text, item.number)
     return Read(item, problems=tuple(problems)) if problems else Read(replace(item, parts=parts), text)
 
 

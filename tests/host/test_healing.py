@@ -1,5 +1,6 @@
 """Whatever wipes or outranks the rules is undone, the audit says who did it, and no other connection notices."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -223,7 +224,7 @@ def test_a_program_that_hangs_is_ended_and_the_wipe_healed_when_it_works_again(
     daemon.wait_log("^error: nft .*: it did nothing for 5 seconds, and was killed; trying again")
     wait_until(lambda: "it did nothing for" in status(scene.host), "the status tells it")
     mend()
-    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    wait_until(lambda: scene.host.outside.fetch(URL).text == f"web {CLIENT4}", "the wipe is healed", timeout=10)
     assert sum("it did nothing" in line.text for line in daemon.log_lines()) == 1
 
 
@@ -288,7 +289,9 @@ def test_a_held_lock_is_told_and_holds_up_neither_the_status_nor_the_end(scene: 
     with held_lock(scene.host):
         scene.web.stop()
         daemon.wait_log("^error: another program has held /run/xtables.lock for more than .*; trying again")
-        wait_until(lambda: "another program has held" in status(scene.host), "the status tells it")
+        wait_until(lambda: "it is to be removed; the last pass failed" in status(scene.host), "the status tells it")
+        openings = json.loads(scene.host.portfwd("status", "--json", check=False).stdout)["openings"]
+        assert [(row["state"], row["reason_kinds"]) for row in openings] == [("active", ["not-removed"])] * 2
     daemon.wait_log("^removed web: ")
     scene.web.start()
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")

@@ -78,7 +78,6 @@ def everything_serves(scene: Scene, daemon: Daemon) -> None:
     scene.answers(lambda: host.outside.fetch(URL), f"web {CLIENT4}")
 
 
-@pytest.mark.in_turn
 @each_backend
 def test_a_daemon_that_has_no_threads_at_its_start_serves_once_it_has(scene: Scene) -> None:
     host = scene.host
@@ -92,7 +91,6 @@ def test_a_daemon_that_has_no_threads_at_its_start_serves_once_it_has(scene: Sce
     host.portfwd("flush")
 
 
-@pytest.mark.in_turn
 @each_backend
 def test_a_daemon_that_may_open_nothing_tells_it_once_and_serves_once_it_may(scene: Scene) -> None:
     host = scene.host

@@ -29,6 +29,7 @@ from fwdaemon.reconcile import Reconciler, Request, Seams
 from fwdaemon.rulesets.nat_chains import Translation
 from fwdaemon.rulesets.packet import System
 from tests.kernel.test_sockets import listening
+from tests.kernel.test_sweeper import WIPES
 from tests.lab.command import run
 from tests.unit.forwards import address, forward
 
@@ -263,21 +264,26 @@ class HeldRunner(SystemRunner):
         return super().run(*argv, stdin=stdin)
 
 
-@pytest.mark.usefixtures("namespace")
-def test_a_wipe_is_mended_while_the_rules_of_others_are_still_being_listed(at_end: ExitStack) -> None:
+@pytest.mark.usefixtures("lock_file")
+@pytest.mark.parametrize("choice", WIPES)
+def test_a_wipe_is_mended_while_the_rules_of_others_are_still_being_listed(
+    at_end: ExitStack, choice: BackendChoice
+) -> None:
     nft(NATIVE)
+    wipe, show = WIPES[choice]
     held, told = HeldRunner(), Event()
-    at_end.callback(held.go.set)
     rules, beside = (
-        Netfilter(SystemRunner(), BackendChoice.NFTABLES),
+        Netfilter(SystemRunner(), choice),
         BackgroundConflictWatch(ConflictWatch(held), lambda _: told.set()),
     )
+    at_end.callback(rules.close)
+    at_end.callback(held.go.set)
     reconciler = Reconciler(Seams(rules, SystemHostNetwork(rules.confined), conntrack, beside, time))
     reconciler.reconcile(STATE, Request((), (), 0.0, LOCAL, ip_forward=False, full=True))
     assert held.asked.wait(10)
-    nft("delete table ip kvm_portfwd")
+    run(wipe.split())
     assert reconciler.reconcile(STATE, Request((), (), 1.0, LOCAL, ip_forward=False, full=True))
-    assert "192.168.122.50" in run(["nft", "list", "table", "ip", "kvm_portfwd"]).stdout
+    assert "192.168.122.50" in run(show.split()).stdout
     assert beside.find(STATE, LOCAL, full=False) == ()
     held.go.set()
     assert beside.wait(10)

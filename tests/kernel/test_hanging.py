@@ -150,14 +150,23 @@ def test_a_held_lock_does_not_keep_gates_in_nftables_from_healing(lock_file: Pat
 
 
 @pytest.mark.usefixtures("impatient", "namespace")
+@pytest.mark.parametrize(
+    "wipe",
+    [
+        "delete table ip kvm_portfwd",
+        "flush table ip kvm_portfwd",
+        "flush chain ip kvm_portfwd forwards",
+        "flush chain ip kvm_portfwd prerouting",
+    ],
+)
 def test_a_program_that_hangs_on_rules_of_others_does_not_keep_a_wiped_table_from_healing(
-    tmp_path: Path, ahead: SystemRunner
+    tmp_path: Path, ahead: SystemRunner, wipe: str
 ) -> None:
     run(["iptables-nft", "-P", "FORWARD", "DROP"])
     backend = NftablesBackend(ahead)
     backend.apply(ALL, full=True)
     ours = run(["nft", "list", "table", "ip", "kvm_portfwd"]).stdout
-    run(["nft", "delete", "table", "ip", "kvm_portfwd"])
+    run(["nft", *wipe.split()])
     hanging = program(tmp_path / "iptables-nft", "exec sleep 1000")
     with pytest.raises(HangingError):
         backend.apply(ALL, full=False)

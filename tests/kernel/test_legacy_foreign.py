@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.core.admission import Admission, Rate
 from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, GateFault
@@ -15,15 +16,16 @@ from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.client import HelperClient
 from fwdaemon.legacy.gates import LegacyGates
 from fwdaemon.legacy.info import chain_names, packets
-from fwdaemon.legacy.model import TableName
+from fwdaemon.legacy.model import OWN_CHAINS, TableName, limits_chain
 from fwdaemon.legacy.translation import counting_rules
 from tests import sentences
 from tests.kernel.legacy import EVERYTHING, iptables
 from tests.kernel.test_nftables import ALL, WEB
 
 LABEL = 25
-# Two are not UTF-8, and three look like ours.
-NAMES = tuple(map(os.fsdecode, (b"c\xff", b"KVMPF_\xff", b"KVMPF_ADMIN", b"KVMPF_FWD2")))
+# Two are not UTF-8, and four look like ours; one is named as those of limits are.
+LIMITS = "KVMPF_0123456789ab"
+NAMES = (*map(os.fsdecode, (b"c\xff", b"KVMPF_\xff", b"KVMPF_ADMIN", b"KVMPF_FWD2")), LIMITS)
 _OURS = re.compile(rb"KVMPF_(?:PRE|OUT|POST|FWD|LEAD)\b|kvm-portfwd")
 
 
@@ -57,7 +59,7 @@ def _lines() -> list[bytes]:
 
 def test_the_backend_leaves_them_byte_for_byte(backend: LegacyBackend) -> None:
     before = theirs()
-    assert sum(b"\xff" in line for line in before) == 2 * 3 * (2 * 3 + 2)
+    assert sum(b"\xff" in line for line in before) == 2 * 3 * (2 * 3 + 3)
     assert backend.preview(EVERYTHING).changed
     assert backend.apply(EVERYTHING, full=True).mended == EVERYTHING.exposures
     assert theirs() == before
@@ -95,6 +97,7 @@ def test_connections_are_counted_beside_them(backend: LegacyBackend, family: Fam
         "KVMPF_ADMIN",
         "KVMPF_FWD2",
         "KVMPF_FWD",
+        LIMITS,
     }
 
 
@@ -128,4 +131,20 @@ def test_a_chain_that_others_lead_to_is_emptied_and_left(
     assert (theirs(), ours()) == (before, [f":{chain} - [0:0]".encode(), *hanging])
     iptables("-t", table, "-D", hook, *rule, family=family)
     assert not backend.remove().faults
+    assert (theirs(), ours()) == (before, [])
+
+
+def test_the_chain_of_an_entrys_limits_is_found_again_where_all_of_ours_were_emptied(backend: LegacyBackend) -> None:
+    """With no rule left in it, nor one that leads there, it could be one of others."""
+    limited = replace(WEB, admission=Admission(rate=Rate(3, "hour"), entry="00"))
+    state, chain = replace(ALL, forwards=frozenset({limited})), limits_chain(limited)
+    before = theirs()
+    backend.apply(state, full=True)
+    held = _lines()
+    assert any(chain.encode() in line for line in held)
+    for name in {*OWN_CHAINS, chain} & chain_names(Family.IPV4, TableName.MANGLE):
+        iptables("-t", "mangle", "-F", name)
+    assert backend.apply(state, full=True).damaged == {limited}
+    assert _lines() == held
+    backend.remove()
     assert (theirs(), ours()) == (before, [])

@@ -95,18 +95,18 @@ def listing(monkeypatch: pytest.MonkeyPatch, at_end: ExitStack) -> tuple[Event, 
     return asked, go
 
 
-_WIPES = {
+WIPES = {
     BackendChoice.NFTABLES: ("nft delete table ip kvm_portfwd", "nft list table ip kvm_portfwd"),
     BackendChoice.IPTABLES: ("iptables-legacy -t nat -F KVMPF_OUT", "iptables-legacy -t nat -S KVMPF_OUT"),
 }
 
 
 @pytest.mark.usefixtures("lock_file")
-@pytest.mark.parametrize("choice", _WIPES)
+@pytest.mark.parametrize("choice", WIPES)
 def test_a_wipe_is_mended_while_connections_are_still_being_listed(
     runner: SystemRunner, listing: tuple[Event, Event], at_end: ExitStack, choice: BackendChoice
 ) -> None:
-    wipe, show = _WIPES[choice]
+    wipe, show = WIPES[choice]
     rules = Netfilter(runner, choice)
     at_end.callback(rules.close)
     reconciler = Reconciler(Seams(rules, SystemHostNetwork(rules.confined), conntrack, Others(), time))

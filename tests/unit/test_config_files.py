@@ -246,6 +246,30 @@ def test_an_emptied_file_is_refused_while_its_entries_are_in_force(main: Path, b
 
 
 @as_root
+@pytest.mark.parametrize("entry", ['name = "bad"\nfile = "{new}"', 'name = "other"\nfile = "{file}"'])
+def test_an_emptied_list_is_refused_while_its_networks_are_in_force(main: Path, entry: str) -> None:
+    file, new = main.with_name("bad.txt"), main.with_name("new.txt")
+    main.write_text(f'[[set]]\nname = "bad"\nfile = "{file}"\n')
+    file.write_text("192.0.2.1\n")
+    live = load_guarded(main).config
+    main.write_text(f"[[set]]\n{entry}\n".format(file=file, new=new))
+    file.write_text("\n")
+    new.write_text("\n")
+    with pytest.raises(ConfigError) as refused:
+        load_guarded(main, live)
+    assert [problem.text for problem in refused.value.problems] == [
+        "is empty, while 1 network of its set is in force; if none is meant, write a comment line, # none"
+    ]
+    for each in (file, new):
+        each.write_text("# none\n")
+    nothing = load_guarded(main, live).config
+    assert nothing.sets[0].number == 0
+    file.write_text("")
+    new.write_text("")
+    assert load_guarded(main, nothing).config == nothing
+
+
+@as_root
 def test_an_empty_file_is_fine_where_nothing_is_lost(main: Path) -> None:
     main.write_text("")
     nothing = load_guarded(main).config

@@ -34,7 +34,7 @@ def first_configuration(last_good: LastGood, main: Path) -> Start:
     """Begin as the daemon does, which keeps what was right."""
     start = run.first_configuration(last_good, main)
     if start.sources:
-        last_good.keep(start.sources)
+        last_good.keep(start.sources, start.lists)
     return start
 
 
@@ -74,6 +74,17 @@ def test_an_emptied_file_at_the_start_is_a_wrong_one(main: Path, last_good: Last
     right = first_configuration(last_good, main)
     main.write_text("")
     assert first_configuration(last_good, main).config == right.config
+
+
+def test_an_emptied_list_at_the_start_is_a_wrong_one(main: Path, last_good: LastGood) -> None:
+    listed = main.with_name("bad.txt")
+    listed.write_text("192.0.2.1\n")
+    main.write_text(f'[daemon]\ndeny = ["set:bad"]\n[[set]]\nname = "bad"\nfile = "{listed}"\n')
+    first_configuration(last_good, main)
+    listed.write_text("")
+    again = first_configuration(last_good, main)
+    assert [item.number for item in again.config.sets] == [1]
+    assert [problem.file for problem in again.problems] == [listed]
 
 
 def test_a_file_that_others_can_write_at_the_start_is_a_wrong_one(main: Path, last_good: LastGood) -> None:

@@ -29,7 +29,6 @@ READERS: Final = {
     "nftables/guest_paths.py": "iptables -S",
     "importing/firewalld_zones.py": "firewall-cmd --list-all",
     "importing/iptables_save.py": "remarks of iptables-save",
-    "nftables/backend.py": "what nft says of a script",
     "nftables/table_cache.py": "nft list table",
     "rulesets/nft_listing.py": "nft --json",
     "rulesets/xt_tables.py": "remarks of iptables-save",

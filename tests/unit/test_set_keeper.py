@@ -14,6 +14,7 @@ from fwdaemon.config import load_guarded
 from fwdaemon.core.admission import Admission, Element, SourceSet
 from fwdaemon.core.report import Fault
 from fwdaemon.core.types import Family, Origin
+from fwdaemon.errors import ConfigError
 from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.reconcile import Reconciler
@@ -94,7 +95,7 @@ def test_a_file_is_read_again_and_one_that_is_wrong_changes_nothing(listed: Path
         await until(lambda: bool(heard.trouble))
         assert there() == ["192.0.2.1", "192.0.2.2"]
         assert f"{listed}:2: " in heard.trouble[0]
-        replaced(listed, "")
+        replaced(listed, "# none\n")
         await until(lambda: not heard.trouble)
         assert there() == []
         replaced(listed, "192.0.2.3\nnonsense\n")
@@ -106,6 +107,37 @@ def test_a_file_is_read_again_and_one_that_is_wrong_changes_nothing(listed: Path
         become_fifo(listed)
         await until(lambda: "no regular file" in "".join(heard.trouble))
         assert there() == ["192.0.2.3"]
+        await keeper.close(5)
+
+    asyncio.run(follow())
+
+
+@pytest.mark.parametrize("blank", ["", " \n\n"])
+def test_a_file_that_was_emptied_lets_no_one_in(listed: Path, blank: str) -> None:
+    """Editors empty a file before they write it. What counts is what is in force, not what the reload read."""
+    listed.write_text("# none\n")
+    heard, loaded = Heard(), load_guarded(listed.with_name("portfwd.toml"))
+
+    async def follow() -> None:
+        keeper = SetKeeper(heard.news(), Externals(), listed.parent, 0.01)
+        keeper.begin(loaded.config, loaded.lists)
+        replaced(listed, "192.0.2.1\n192.0.2.2\n")
+        await until(lambda: heard.changed == [listed])
+        in_force = keeper.applied(loaded.config)
+        replaced(listed, blank)
+        await until(lambda: bool(heard.trouble))
+        assert keeper.applied(loaded.config) is in_force
+        assert heard.kept == {listed: b"192.0.2.1\n192.0.2.2\n"}
+        remedy = "if none is meant, write a comment line, # none"
+        assert f"{listed}:1: is empty, while 2 networks of its set are in force; {remedy}" in heard.trouble[0]
+        with pytest.raises(ConfigError, match="while 2 networks of its set are in force"):
+            load_guarded(listed.with_name("portfwd.toml"), in_force)
+        replaced(listed, "# none\n")
+        await until(lambda: not heard.trouble)
+        assert keeper.applied(loaded.config).sets[0].number == 0
+        replaced(listed, blank)
+        await until(lambda: heard.changed == [listed] * 3)
+        assert not heard.trouble
         await keeper.close(5)
 
     asyncio.run(follow())

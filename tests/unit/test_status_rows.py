@@ -124,12 +124,26 @@ def test_programs_are_told_why_an_entry_waits_by_kind() -> None:
 def test_what_the_kernel_did_not_take_is_refused_and_the_rest_goes_on() -> None:
     wanted, held = Desired().having([WEB, NAT]), Desired().having([WEB, ROUTE])
     found = rows(Facts(read(""), wanted, held, "nft failed with status 1"), NOTHING)
-    assert {row.listens: row.state for row in found} == {
-        "all of 198.51.100.9": State.REFUSED,
-        "route 2001:db8:1::/64": State.ACTIVE,
-        "tcp *:80": State.ACTIVE,
+    still = "it is to be removed; the last pass failed: nft failed with status 1"
+    assert {row.listens: (row.state, row.reason) for row in found} == {
+        "all of 198.51.100.9": (State.REFUSED, "nft failed with status 1"),
+        "route 2001:db8:1::/64": (State.ACTIVE, still),
+        "tcp *:80": (State.ACTIVE, ""),
     }
-    assert {row.reason for row in found} == {"", "nft failed with status 1"}
+    assert {row.listens: row.as_json()["reason_kinds"] for row in found} == {
+        "all of 198.51.100.9": [],
+        "route 2001:db8:1::/64": ["not-removed"],
+        "tcp *:80": [],
+    }
+
+
+def test_what_is_to_be_removed_is_so_again_once_a_pass_succeeds_or_the_guest_is_back() -> None:
+    held = Desired().having([WEB])
+    waits = Facts(read(""), Desired(), held, "another program has held the lock")
+    assert [row.kinds for row in rows(waits, NOTHING)] == [(HindranceKind.NOT_REMOVED,)]
+    assert [row.reason for row in rows(replace(waits, wanted=held), NOTHING)] == [""]
+    assert [row.reason for row in rows(replace(waits, wanted=None), NOTHING)] == [""]
+    assert not rows(replace(waits, held=Desired(), failure=""), NOTHING)
 
 
 def test_what_the_host_refuses_to_a_family_is_refused() -> None:
