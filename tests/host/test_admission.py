@@ -196,6 +196,9 @@ def test_what_the_host_lacks_for_sets_is_refused_by_check_and_by_a_reload(scene:
     wait_until(lambda: is_served(scene), "the rules are there")
     host.run("mv", program, f"{program}.away")
     try:
+        opened = host.portfwd("open", "web", "8022:80")
+        assert re.search("^warning: .* the clock is put back .* package ipset", opened.stderr, re.MULTILINE)
+        host.portfwd("close", "web")
         host.write("/etc/portfwd.toml", EVERYWHERE + filled(WEB))
         for command, what in ("check", "/etc/portfwd.toml:"), ("reload", "the old one stays in force"):
             refused = host.portfwd(command, check=False)
@@ -209,6 +212,10 @@ def test_what_the_host_lacks_for_sets_is_refused_by_check_and_by_a_reload(scene:
         host.run("mv", f"{program}.away", program)
     assert host.portfwd("check").stdout.startswith("/etc/portfwd.toml: fine")
     daemon.reload()
+    assert not host.portfwd("open", "web", "8022:80").stderr
+    host.portfwd("close", "web")
+    host.write("/etc/portfwd.toml", HEAD + filled(entry("web", "8000:80", "WEB4", "max_open = 9")))
+    assert "warning: max_open counts anew in iptables-legacy" in host.portfwd("check").stderr
 
 
 def ban_in_ipset(scene: Scene, verb: str, *element: str) -> None:
