@@ -288,6 +288,10 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
     FaultKind.LEGACY_GATE: "no gate in the legacy FORWARD chain: {detail}",
     FaultKind.LEGACY_GATES: "no gate in the legacy FORWARD chains: {detail}",
     FaultKind.NO_IPSET: "what has {0} stays closed: that takes ipset in iptables-legacy; install the package ipset",
+    FaultKind.ONE_CLOCK: (
+        "what is open for a while lasts longer where the clock is put back while no daemon runs: to count down takes"
+        " the package ipset in iptables-legacy, and the kernel's match set"
+    ),
     FaultKind.NO_MATCH: (
         "what has {0} stays closed for IPv{1}, as iptables-legacy cannot use its match {2} here: {detail}; load it with"
         " `modprobe xt_{2}`, or install a kernel that has it, such as Debian's linux-image-amd64"
