@@ -65,7 +65,7 @@ def refereed(flavour: Flavour, length: Length, seed: int, say: Say) -> Result:
     """Play so many rounds, or as many as can be begun in that time."""
     figures, began, told = Figures(length.rounds), time.monotonic(), ""
     lot = random.Random(seed)  # noqa: S311  no secret
-    draws = enumerate(itertools.islice(_draws(lot, length), length.rounds))
+    drawn = enumerate(itertools.islice(draws(lot, length), length.rounds))
     over = False
     # What went wrong in one round must not be found again in the next.
     while not over and len(figures.failures) < _MOST_FAILURES:
@@ -74,7 +74,7 @@ def refereed(flavour: Flavour, length: Length, seed: int, say: Say) -> Result:
             Referee(stage, [PUBLIC[name][0] for name in stage.guests]) as referee,
         ):
             told = f"{versions(stage.hosts[0])}; {stage.etcd[0].version}"
-            over = _play(_Table(stage, referee, lot), draws, figures, began + length.seconds, say)
+            over = _play(_Table(stage, referee, lot), drawn, figures, began + length.seconds, say)
             figures.count(referee.looks, referee.seen.values())
             figures.watched += referee.watched
             figures.gap = max(figures.gap, referee.gap)
@@ -111,14 +111,14 @@ def _play(
     return True
 
 
-def _draws(lot: random.Random, length: Length) -> Iterator[tuple[str, str]]:
+def draws(lot: random.Random, length: Length) -> Iterator[tuple[str, str]]:
     """Draw each fault in each phase before any is drawn again.
 
     A host that is stopped starts no guest, so where one is started elsewhere, that host is not.
     """
-    while True:
-        deck = [(fault, phase) for fault in ([length.only] if length.only else FAULTS) for phase in length.phases]
-        deck = [drawn for drawn in deck if drawn != (TARGET_STOPPED, ELSEWHERE)]
+    faults = [length.only] if length.only else FAULTS
+    deck = [drawn for drawn in itertools.product(faults, length.phases) if drawn != (TARGET_STOPPED, ELSEWHERE)]
+    while deck:
         lot.shuffle(deck)
         yield from deck
 

@@ -1,8 +1,10 @@
 """What the long run calls a failure, how its workers keep in step, and the page of all figures."""
 
+import random
 import threading
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ from tests.endurance.pace import Pace
 from tests.fuzz import figures as fuzz
 from tests.fuzz.figures import Fuzzed
 from tests.referee import figures as referee
+from tests.referee.faults import FAULTS, SOURCE_STOPPED, TARGET_STOPPED
 from tests.referee.figures import Round
+from tests.referee.run import Length as Rounds
+from tests.referee.run import draws
 from tests.robustness.__main__ import Length, commands
 from tests.robustness.page import store
 from tests.robustness.record import Record, Stamp
@@ -126,6 +131,15 @@ def test_what_went_wrong_in_a_fleet_is_on_the_page(tmp_path: Path) -> None:
         *("two hosts had an address 1 times", "two hosts announced an address 2 times"),
         *("daemons had lost the table 1 times", "2 of 3 rounds came to their end"),
     ]
+
+
+def test_each_fault_of_a_fleet_is_drawn_once_in_each_phase() -> None:
+    """And a source is stopped in each; a host that is stopped has no guest started."""
+    of_all = [(fault, phase) for fault in FAULTS for phase in (*referee.PHASES, referee.ELSEWHERE)]
+    of_all.remove((TARGET_STOPPED, referee.ELSEWHERE))
+    drawn = islice(draws(random.Random(1), Rounds(0)), 2 * len(of_all))  # noqa: S311  no secret
+    assert sorted(drawn) == sorted(2 * of_all)
+    assert {phase for fault, phase in of_all if fault == SOURCE_STOPPED} == {*referee.PHASES, referee.ELSEWHERE}
 
 
 def test_who_is_ahead_waits_for_who_is_behind() -> None:
