@@ -188,7 +188,7 @@ _REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
 }
 _ACTORS: Final[Mapping[ActorKind, Callable[[Actor], str]]] = {
     ActorKind.PROGRAM: lambda actor: f"{shown(actor.process)}, pid {actor.pid}",
-    ActorKind.LEGACY_TABLES: lambda _: "an unknown program, in the legacy tables",
+    ActorKind.LEGACY_TABLES: lambda _: "an unknown program, in iptables-legacy",
     ActorKind.COMMITS_LOST: lambda _: "an unknown program, in more commits than could be followed",
     ActorKind.ROUTE_ADDED: lambda actor: f"a process that added a route (netlink port {actor.pid})",
     ActorKind.ROUTE_REMOVED: lambda actor: f"a process that removed a route (netlink port {actor.pid})",
@@ -265,7 +265,7 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
     HindranceKind.CLAIMED_BY_HOST: lambda found: (
         f"host {_names(found)} has {found.address}; it comes here once that host gives it back"
     ),
-    HindranceKind.NOT_REMOVED: lambda found: f"it is to be removed; the last pass failed: {printable(*found.names)}",
+    HindranceKind.NOT_REMOVED: lambda found: f"it is to be removed; the last pass failed: {printable('; '.join(found.names))}",
     HindranceKind.MISREAD: lambda found: "; ".join(map(printable, found.names)),
 }
 

@@ -285,8 +285,8 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
         " unless NftablesTableOwner=no"
     ),
     FaultKind.GATES_UNSEARCHED: "cannot search other chains for our rules: {detail}",
-    FaultKind.LEGACY_GATE: "no gate in the legacy FORWARD chain: {detail}",
-    FaultKind.LEGACY_GATES: "no gate in the legacy FORWARD chains: {detail}",
+    FaultKind.LEGACY_GATE: "no gate in the iptables-legacy FORWARD chain: {detail}",
+    FaultKind.LEGACY_GATES: "no gate in the iptables-legacy FORWARD chains: {detail}",
     FaultKind.NO_IPSET: "what has {0} stays closed: that takes ipset in iptables-legacy; install the package ipset",
     FaultKind.NO_MATCH: (
         "what has {0} stays closed for IPv{1}, as iptables-legacy cannot use its match {2} here: {detail}; load it with"
@@ -297,8 +297,8 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
         " kernel that has it, such as Debian's linux-image-amd64"
     ),
     FaultKind.LEGACY_CHAIN_HELD: (
-        "the chain {0} in the legacy table {1} of IPv{2} is empty now, but stays, as rules of others lead to it; delete"
-        " those ({3} -t {1} -S | grep {0} shows them), then {3} -t {1} -X {0}"
+        "the chain {0} in the iptables-legacy table {1} of IPv{2} is empty now, but stays, as rules of others lead to it;"
+        " delete those ({3} -t {1} -S | grep {0} shows them), then {3} -t {1} -X {0}"
     ),
     FaultKind.HOST_NOT_FORWARDING: "IPv{0} forwarding is off on this host",
     FaultKind.FORWARDING_OFF: "IPv{0} forwarding is off, and [daemon] ip_forward = false leaves it to you",

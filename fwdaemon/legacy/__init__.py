@@ -1,4 +1,4 @@
-"""Backend `iptables`: our rules in chains of our own in the legacy tables, made with python-iptables.
+"""Backend `iptables`: our rules in chains of our own in iptables-legacy, made with python-iptables.
 
 `ruleset`, with `translation` for the nat table, says what the tables shall hold, a `helper` says what they do hold,
 `difference` makes the edits of the two, and `backend` has the helper commit them. Be aware:

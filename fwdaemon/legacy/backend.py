@@ -76,10 +76,10 @@ _NOTHING: Final = Wanted({}, {})
 
 
 class LegacyBackend:
-    """Holds our rules in the legacy tables; see `fwdaemon.netfilter.Backend`. `clock` is a monotonic one."""
+    """Holds our rules in iptables-legacy; see `fwdaemon.netfilter.Backend`. `clock` is a monotonic one."""
 
     name: Final = "iptables"
-    title: Final = "the legacy iptables tables"
+    title: Final = "iptables-legacy"
     variant: Final = "legacy"
 
     def __init__(

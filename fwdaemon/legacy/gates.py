@@ -289,7 +289,7 @@ def _sizes() -> dict[tuple[Family, TableName], TableInfo]:
     try:
         return {(family, table): table_info(family, table) for family in Family for table in existing_tables(family)}
     except KernelError as error:
-        _log.debug("the sizes of the legacy tables are not known: %s", error)
+        _log.debug("the sizes of the iptables-legacy tables are not known: %s", error)
         return {}
 
 

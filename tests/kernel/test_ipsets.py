@@ -1,4 +1,4 @@
-"""Sets of sources in the legacy tables: ours are filled and put right, and those of others come back after a wipe."""
+"""Sets of sources in iptables-legacy: ours are filled and put right, and those of others come back after a wipe."""
 
 import asyncio
 from collections.abc import Callable, Iterator
