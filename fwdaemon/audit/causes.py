@@ -265,7 +265,9 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
     HindranceKind.CLAIMED_BY_HOST: lambda found: (
         f"host {_names(found)} has {found.address}; it comes here once that host gives it back"
     ),
-    HindranceKind.NOT_REMOVED: lambda found: f"it is to be removed; the last pass failed: {printable('; '.join(found.names))}",
+    HindranceKind.NOT_REMOVED: lambda found: (
+        f"it is to be removed; the last pass failed: {'; '.join(map(printable, found.names))}"
+    ),
     HindranceKind.MISREAD: lambda found: "; ".join(map(printable, found.names)),
 }
 

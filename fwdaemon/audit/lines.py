@@ -297,8 +297,8 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
         " kernel that has it, such as Debian's linux-image-amd64"
     ),
     FaultKind.LEGACY_CHAIN_HELD: (
-        "the chain {0} in the iptables-legacy table {1} of IPv{2} is empty now, but stays, as rules of others lead to it;"
-        " delete those ({3} -t {1} -S | grep {0} shows them), then {3} -t {1} -X {0}"
+        "the chain {0} in the iptables-legacy table {1} of IPv{2} is empty now, but stays, as rules of others lead to"
+        " it; delete those ({3} -t {1} -S | grep {0} shows them), then {3} -t {1} -X {0}"
     ),
     FaultKind.HOST_NOT_FORWARDING: "IPv{0} forwarding is off on this host",
     FaultKind.FORWARDING_OFF: "IPv{0} forwarding is off, and [daemon] ip_forward = false leaves it to you",
