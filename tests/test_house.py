@@ -10,12 +10,16 @@ from typing import Final
 
 import pytest
 
+from fwdaemon.core.types import PROTOCOL_NUMBERS
+
 _ROOT: Final = Path(__file__).parents[1]
 _PACKAGE: Final = _ROOT / "fwdaemon"
 _FLAT, _FILES, _LAYERS, _LINES = 10, 180, 12, 400
 # A module that one other imports has at least so many lines, or is joined with it.
 _WORTH_A_FILE: Final = 60
 _SEAMS: Final[dict[str, str]] = {}
+# Where an expression has both a mapping's address to listen on and another's, it works out where that listens.
+_LISTENERS: Final = {True, False}
 # Private names that tests patch all the same, as "tests/…/test_….py: _NAME", each with the reason.
 _PATCHED: Final[dict[str, str]] = {}
 
@@ -53,6 +57,53 @@ def test_a_change_takes_as_few_files_as_promised_and_they_are_there() -> None:
     touched = {row[1]: re.findall("`([^`]+)`", row[2]) for row in _rows_of(_ROOT / "CONTRIBUTING.md")}
     assert {change: len(touched[change]) <= most for change, most in _TOUCHED.items()} == dict.fromkeys(_TOUCHED, True)
     assert [name for change in _TOUCHED for name in touched[change] if not (_ROOT / name).is_file()] == []
+
+
+def test_what_many_ask_is_worked_out_in_one_place() -> None:
+    """The numbers of protocols, by how much ports are shifted, and where a mapping listens."""
+    found = {(what, _name(file)) for file in _files() for what in _worked_out(ast.parse(file.read_text()))}
+    assert found == {
+        ("numbers", "fwdaemon.core.types"),
+        ("shift", "fwdaemon.core.types"),
+        ("listens", "fwdaemon.config.model"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ('NUMBERS = {"sctp": 132}', "numbers"),
+        ("NAMES = {58: 'icmpv6'}", "numbers"),
+        ("self.guest.first - self.host.first", "shift"),
+        ("written = [mapping.listen] if mapping.listen else entry.listen", "listens"),
+        ("written = mapping.listen or entry.listen", "listens"),
+    ],
+)
+def test_what_is_worked_out_once_more_is_found(code: str, what: str) -> None:
+    assert [*_worked_out(ast.parse(code))] == [what]
+
+
+def _worked_out(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Dict(keys=keys, values=values) if any(map(_is_numbered, keys, values)):
+                yield "numbers"
+            case ast.BinOp(left=ast.Attribute(attr="first"), op=ast.Sub(), right=ast.Attribute(attr="first")):
+                yield "shift"
+            case ast.IfExp() | ast.BoolOp() if _listeners(node) == _LISTENERS:
+                yield "listens"
+
+
+def _is_numbered(key: ast.expr | None, value: ast.expr) -> bool:
+    """Whether a pair in a dictionary is the name of a protocol and its number, either way round."""
+    pair = {item.value for item in (key, value) if isinstance(item, ast.Constant)}
+    return any({name, number} == pair for name, number in PROTOCOL_NUMBERS.items())
+
+
+def _listeners(node: ast.AST) -> set[bool]:
+    """Say of each `….listen` in an expression whether it is a mapping's."""
+    found = (part.value for part in ast.walk(node) if isinstance(part, ast.Attribute) and part.attr == "listen")
+    return {isinstance(owner, ast.Name) and owner.id == "mapping" for owner in found}
 
 
 def test_nobody_else_lists_the_kinds_of_exposures() -> None:

@@ -380,9 +380,7 @@ _LOCATION_REASONS: Final[Mapping[LocationReason, str]] = {
     LocationReason.LIBVIRT_TABLE: f"libvirt's rules are in its table {LIBVIRT_TABLE}",
     LocationReason.LIBVIRT_CHAINS: "libvirt's chains are there",
     LocationReason.NO_LIBVIRT_RULES: "libvirt has no rules of its own",
-    LocationReason.WRITTEN_TO: (
-        "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
-    ),
+    LocationReason.WRITTEN_TO: "libvirt's chains are in both rule systems, and iptables writes to this one",
 }
 
 

@@ -342,8 +342,7 @@ def read_chains(family: Family, entries: bytes) -> Iterator[str]:
 def _get_info(family: Family, table: TableName) -> _GetInfo:
     info = _GetInfo(name=table.value.encode())
     if error := _ask(family, _GET_INFO, info):
-        which = f"the iptables-legacy table {table} (IPv{family})"
-        raise KernelError(f"the kernel says nothing about {which}: {os.strerror(error)}")
+        raise KernelError(f"the kernel says nothing about iptables-legacy's {table}, IPv{family}: {os.strerror(error)}")
     return info
 
 
