@@ -5,6 +5,7 @@ import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,13 @@ def test_the_number_of_files_stays_small() -> None:
 def test_the_layers_stay_few() -> None:
     contracts = tomllib.loads((_ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     assert [len(contract["layers"]) <= _LAYERS for contract in contracts if contract["type"] == "layers"] == [True]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """`prepare` raises a `CycleError` that names one."""
+    modules = {_name(file).removesuffix(".__init__"): file for file in _files()}
+    imports = {name: modules.keys() & set(_imported(file)) - {name} for name, file in modules.items()}
+    TopologicalSorter(imports).prepare()
 
 
 def test_no_file_is_too_long() -> None:

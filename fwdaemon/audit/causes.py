@@ -192,7 +192,7 @@ _ACTORS: Final[Mapping[ActorKind, Callable[[Actor], str]]] = {
     ActorKind.COMMITS_LOST: lambda _: "an unknown program, in more commits than could be followed",
     ActorKind.ROUTE_ADDED: lambda actor: f"a process that added a route (netlink port {actor.pid})",
     ActorKind.ROUTE_REMOVED: lambda actor: f"a process that removed a route (netlink port {actor.pid})",
-    ActorKind.LINK_UP: lambda actor: f"a process that took link {shown(actor.link)} up",
+    ActorKind.LINK_UP: lambda actor: f"a process that brought link {shown(actor.link)} up",
     ActorKind.LINK_DOWN: lambda actor: f"a process that took link {shown(actor.link)} down",
     ActorKind.KERNEL: lambda _: "the kernel itself",
     ActorKind.ROUTES_LOST: lambda _: "an unknown program, in more changes of routes than could be followed",

@@ -150,7 +150,7 @@ class LegacyGates:
             self._helpers[family].close()
 
     def _apply(self, family: Family, bit: int | None, behind: tuple[str, ...]) -> Head | None:
-        """Bring one gate to what it shall be; what it was before, if that was something else."""
+        """Make one gate as desired; give what it was before, if that was something else."""
         if self._settled.get(family) == (bit, behind, table_info(family, TableName.FILTER)):
             return None
         with self._helpers[family].locked(_PATIENCE) as session:

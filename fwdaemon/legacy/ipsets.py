@@ -254,7 +254,7 @@ class IpSets:
         return None
 
     def keep(self, desired: Desired, *, full: bool) -> frozenset[str]:
-        """Make the sets hold what they shall; gives the names of those that others had changed.
+        """Make the sets hold what is desired; gives the names of those that others had changed.
 
         Raises:
             PortfwdError: ipset, or the kernel, refused.

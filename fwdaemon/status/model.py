@@ -219,7 +219,7 @@ class LibvirtState:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The last time the kernel was brought to what it shall hold; `error` says that it was not."""
+    """The last time the kernel was brought to the desired state; `error` says that it was not."""
 
     at: datetime
     seconds: float
