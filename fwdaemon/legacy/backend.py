@@ -369,7 +369,7 @@ def _filtering(family: Family) -> bytes:
 
 
 def _holds(family: Family) -> bool:
-    """Whether the legacy tables of a family hold any of our chains."""
+    """Whether the iptables-legacy tables of a family hold any of our chains."""
     return any(OWN_CHAINS.intersection(chain_names(family, table)) for table in existing_tables(family))
 
 

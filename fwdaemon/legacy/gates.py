@@ -189,7 +189,7 @@ def _compare(session: Session, bit: int | None, behind: Collection[str]) -> tupl
     return head, needed, difference(Table(heads={_CHAIN: rule} if needed else {}), ObservedTable(heads={_CHAIN: head}))
 
 
-# Notices changes of the legacy tables, which the kernel does not report.
+# Notices changes of the iptables-legacy tables, which the kernel does not report.
 #
 # Once a second the kernel is asked how large the tables are, and where there are none, more seldom: that costs
 # microseconds, but to wake up costs more. And iptables' programs lock a file, so when one of them lets go of it, that
@@ -208,7 +208,7 @@ _BUFFER = 1 << 16
 
 
 class LegacyMonitor:
-    """Calls `changed` on the asyncio loop's thread when the legacy tables may have changed."""
+    """Calls `changed` on the asyncio loop's thread when the iptables-legacy tables may have changed."""
 
     def __init__(
         self, changed: RulesChanged, sets: Callable[[], Mapping[str, object]] = dict, poll: float = POLL

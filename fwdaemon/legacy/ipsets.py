@@ -1,4 +1,4 @@
-"""The ipsets in which rules of the legacy tables look sources up: made, filled and read.
+"""The ipsets in which rules of the iptables-legacy tables look sources up: made, filled and read.
 
 A set of our own is changed element by element, which waits for nothing: to swap or destroy one, the kernel waits until
 no packet looks there, which took 100 ms and more on a busy host. What others put into external sets stays, and comes

@@ -1,4 +1,4 @@
-"""The legacy tables' own nouns: rules as iptables writes them, our chains, and the heads of the kernel's own chains."""
+"""The nouns of iptables-legacy: rules as iptables writes them, our chains, and the heads of the kernel's own chains."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ def limits_chain(exposure: Exposure) -> str:
 
 
 class TableName(StrEnum):
-    """The legacy tables we use; the value is iptables' name."""
+    """The iptables-legacy tables we use; the value is iptables' name."""
 
     FILTER = "filter"
     MANGLE = "mangle"
