@@ -191,7 +191,7 @@ def _compare(session: Session, bit: int | None, behind: Collection[str]) -> tupl
 
 # Notices changes of the iptables-legacy tables, which the kernel does not report.
 #
-# Once a second the kernel is asked how large the tables are, and where there are none, more seldom: that costs
+# Once a second the kernel is asked how large the tables are, and where there are none, less often: that costs
 # microseconds, but to wake up costs more. And iptables' programs lock a file, so when one of them lets go of it, that
 # is a reason to look. Who it was is not known.
 _log = logging.getLogger(__name__)
