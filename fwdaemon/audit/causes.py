@@ -265,9 +265,7 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
     HindranceKind.CLAIMED_BY_HOST: lambda found: (
         f"host {_names(found)} has {found.address}; it comes here once that host gives it back"
     ),
-    HindranceKind.NOT_REMOVED: lambda found: (
-        f"it is to be removed; the last pass failed: {'; '.join(map(printable, found.names))}"
-    ),
+    HindranceKind.NOT_REMOVED: lambda found: f"it is to be removed; the last pass failed: {printable(found.names[0])}",
     HindranceKind.MISREAD: lambda found: "; ".join(map(printable, found.names)),
 }
 

@@ -262,9 +262,7 @@ def _who(owner: Owner) -> str:
 # The places `{0}`, `{1}`, … are for what a fault or note is about, `{rest}` for all of that but the first.
 _FAULTS: Final[Mapping[FaultKind, str]] = {
     FaultKind.ERROR: "{detail}",
-    FaultKind.LEFT_BEHIND: (
-        "not everything could be removed; restart the daemon or run `kvm-portfwd flush` to remove the rest"
-    ),
+    FaultKind.LEFT_BEHIND: "not all could be removed; restart the daemon or run `kvm-portfwd flush` to remove the rest",
     FaultKind.UNWANTED: "{detail} is left in the kernel, and not wanted any more",
     FaultKind.CONNECTIONS_OPEN: "open connections may go on: {detail}",
     FaultKind.CONFIGURATION_LATE: (
@@ -291,6 +289,10 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
     FaultKind.LEGACY_GATE: "no gate in the iptables-legacy FORWARD chain: {detail}",
     FaultKind.LEGACY_GATES: "no gate in the iptables-legacy FORWARD chains: {detail}",
     FaultKind.NO_IPSET: "entries with {0} stay closed: iptables-legacy needs ipset for it; install the package ipset",
+    FaultKind.ONE_CLOCK: (
+        "what is open for a while lasts longer where the clock is put back while no daemon runs: to count down takes"
+        " the package ipset in iptables-legacy, and the kernel's match set"
+    ),
     FaultKind.NO_MATCH: (
         "entries with {0} stay closed for IPv{1}, as iptables-legacy cannot use its match {2} here: {detail}; load it"
         " with `modprobe xt_{2}`, or install a kernel that has it, such as Debian's linux-image-amd64"
@@ -327,9 +329,7 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
     ),
     FaultKind.LOOPBACK_PORT: "{0} port {1} of {2} does not lead to {3}: {detail}",
     FaultKind.LOOPBACK_PORT_TAKEN: "{0} port {1} of {2} does not lead to {3}: a process of the host listens there",
-    FaultKind.TOO_MANY_OPEN: (
-        "more than {0} would be open for a while; put permanent forwards in the configuration file"
-    ),
+    FaultKind.TOO_MANY_OPEN: "more than {0} would be open for a while; put permanent ones in the configuration file",
     FaultKind.NOTHING_OPEN: "no such temporary forward; `kvm-portfwd status` lists them",
     FaultKind.NO_AUTO_PORTS: (
         'an automatic port has no range to come from; write auto_ports = "20000-29999" in [daemon]'

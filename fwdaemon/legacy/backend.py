@@ -133,7 +133,7 @@ class LegacyBackend:
 
     def _admissible(self, desired: Desired, *, full: bool) -> tuple[Desired, ApplyResult]:
         """Leave out what this host cannot keep clients from; what was left out is tried again at a full look."""
-        if self._left_out is None or self._left_out[0] is not desired or (full and self._left_out[2].refused):
+        if self._left_out is None or self._left_out[0] is not desired or (full and self._left_out[2].faults):
             kept, result = left_out(desired, self._lacking)
             self._left_out = desired, kept, result
         return self._left_out[1:]

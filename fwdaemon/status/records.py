@@ -20,7 +20,7 @@ from fwdaemon.audit.journal import ARREARS, LATE_S
 from fwdaemon.audit.lines import format_fault, format_setting
 from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure, Forward
-from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, Reason, ReconcileReport
+from fwdaemon.core.report import AnyFault, Cause, Change, Fault, FaultKind, Location, Reason, ReconcileReport
 from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.types import Family, FleetState, Job, Origin
 from fwdaemon.errors import KernelError, Problem
@@ -193,6 +193,10 @@ class Records:
             ARREARS.lost_lines,
             self.unlogged(),
         )
+
+    def faults_of(self, kind: FaultKind) -> tuple[Fault, ...]:
+        """Give what the last pass found wrong of one kind."""
+        return tuple(item for item in self._problems if isinstance(item, Fault) and item.kind is kind)
 
     def _all_problems(self) -> Iterator[AnyFault]:
         if self._late is not None:

@@ -22,9 +22,13 @@ SHORTAGES = (
     "run", "var", "threads", "descriptors", "journal", "lock", "nft", "nft-time", "connections", "elements",
 )  # fmt: skip
 # Kinds that are counted one by one of what they are about.
-_NAMED = frozenset({"wrong-configuration", "flood", "take", "give-back", "set-file", "metadata", "reload"})
+_NAMED = frozenset(
+    {"wrong-configuration", "flood", "take", "give-back", "set-file", "metadata", "reload", "open-briefly"}
+)
 # What becomes of a configuration that is to be confirmed; killed, the daemon starts again when its time is over.
 CONFIRMATIONS = ("confirmed", "lapsed", "killed")
+# What becomes of the daemon while something is open for a moment.
+MEANWHILE = ("running", "stopped", "killed")
 # Whom a program bans and lets in again, and that it empties its set.
 BANS, RELEASES = BANNABLE, (*BANNABLE, "all")
 FLOODS = ("commits", "neighbours", "leases", "pauses", "hangups", "links", "definitions")
@@ -136,6 +140,7 @@ _POSSIBLE: dict[str, Callable[..., bool]] = {
         kind not in {"pauses", "definitions"} or (_libvirt_works(world) and _can_flutter(world.domains["a"]))
     ),
     "open": lambda world: not world.opened and _can_open(world),
+    "open-briefly": lambda world, _daemon: _can_open(world),
     "close": lambda world: world.opened and _can_open(world),
 }
 
@@ -171,7 +176,7 @@ _WEIGHTS = {
     "rules": 40, "configuration": 8, "wrong-configuration": 2,
     "daemon-kill": 3, "daemon-stop": 3, "daemon-remove": 3, "flush": 15, "daemon-start": 80,
     "daemon-pause": 3, "daemon-resume": 80,
-    "take": 50, "give-back": 90, "flood": 6, "open": 8, "close": 4,
+    "take": 50, "give-back": 90, "flood": 6, "open": 8, "open-briefly": 6, "close": 4,
     "reload": 10, "metadata": 12, "set-file": 16, "ban": 10, "unban": 8,
 }  # fmt: skip
 
@@ -195,6 +200,7 @@ _CHOICES: Mapping[str, tuple[Sequence[str], ...]] = {
     "set-file": ((*LISTS, *BROKEN),),
     "ban": (BANS,),
     "unban": (RELEASES,),
+    "open-briefly": (MEANWHILE,),
 }
 
 
