@@ -71,7 +71,7 @@ def _libvirt_works(world: World) -> bool:
 
 
 def _rules_can_be_written(world: World) -> bool:
-    """Whether libvirt can change its rules, and a program in the legacy tables anything, in reasonable time."""
+    """Whether libvirt can change its rules, and a program in iptables-legacy anything, in reasonable time."""
     return not world.short & {"nft", "nft-time", "lock"}
 
 
