@@ -179,6 +179,6 @@ def _explain_localhost(config: Config) -> str:
 def _answers_on_localhost(entry: ForwardEntry) -> bool:
     """Whether an entry has a forward that takes what the host sends to a loopback address, from there."""
     carried = (mapping for mapping in entry.mappings if mapping.protocol is not Protocol.SCTP)
-    listens_everywhere = not entry.listen and any(mapping.listen is None for mapping in carried)
+    listens_everywhere = any(None in entry.listens_on(mapping) for mapping in carried)
     admits = not entry.sources or any(own in source for source in entry.sources for own in _LOOPBACK)
     return entry.interface is None and listens_everywhere and admits

@@ -76,10 +76,10 @@ _NOTHING: Final = Wanted({}, {})
 
 
 class LegacyBackend:
-    """Holds our rules in the legacy tables; see `fwdaemon.netfilter.Backend`. `clock` is a monotonic one."""
+    """Holds our rules in iptables-legacy; see `fwdaemon.netfilter.Backend`. `clock` is a monotonic one."""
 
     name: Final = "iptables"
-    title: Final = "the legacy iptables tables"
+    title: Final = "iptables-legacy"
     variant: Final = "legacy"
 
     def __init__(
@@ -369,7 +369,7 @@ def _filtering(family: Family) -> bytes:
 
 
 def _holds(family: Family) -> bool:
-    """Whether the legacy tables of a family hold any of our chains."""
+    """Whether the iptables-legacy tables of a family hold any of our chains."""
     return any(OWN_CHAINS.intersection(chain_names(family, table)) for table in existing_tables(family))
 
 

@@ -39,7 +39,7 @@ _INHERITED = (PATH_VARIABLE, "IPTABLES_LIBDIR", "XTABLES_LIBDIR", "LD_LIBRARY_PA
 
 
 class UnusableError(PortfwdError):
-    """The legacy tables of a family cannot be used on this host."""
+    """The iptables-legacy tables of a family cannot be used on this host."""
 
 
 class LateError(KernelError):
@@ -93,7 +93,7 @@ class HelperClient:
         """Hold iptables' lock from the first look on until the end of the block; it may take `patience` seconds.
 
         Raises:
-            UnusableError: the legacy tables of this family lack something we need; its text says what.
+            UnusableError: the iptables-legacy tables of this family lack something we need; its text says what.
             KernelError: the helper cannot be started.
 
         """

@@ -220,7 +220,9 @@ class Records:
 
 def rules_at(location: Location | None) -> Rules | None:
     """Say where the rules are, and why there, as the status has it."""
-    return None if location is None else Rules(location.backend, format_location_reason(location.reason))
+    if location is None:
+        return None
+    return Rules(location.backend, location.title, format_location_reason(location.reason))
 
 
 def uplinks_of(desired: Desired | None) -> tuple[str, ...]:

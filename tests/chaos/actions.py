@@ -71,7 +71,7 @@ def _libvirt_works(world: World) -> bool:
 
 
 def _rules_can_be_written(world: World) -> bool:
-    """Whether libvirt can change its rules, and a program in the legacy tables anything, in reasonable time."""
+    """Whether libvirt can change its rules, and a program in iptables-legacy anything, in reasonable time."""
     return not world.short & {"nft", "nft-time", "lock"}
 
 
@@ -92,6 +92,8 @@ def _libvirtd_may_go(world: World) -> bool:
 def _rules(world: World, name: str, _number: str) -> bool:
     # What libvirt loses is put back by restarting it.
     can_be_repaired = _libvirt_works(world) and _rules_can_be_written(world)
+    if "relabelled" in name and not world.can_settle:
+        return False  # until it is put right, only the daemon knows such a rule as its own
     return (RULE_FAULTS[name].wipes is None or can_be_repaired) and not ("lock" in world.short and "legacy" in name)
 
 

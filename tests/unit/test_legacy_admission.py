@@ -1,4 +1,4 @@
-"""Who may connect, in the legacy tables: rules as text, and what their counters say."""
+"""Who may connect, in iptables-legacy: rules as text, and what their counters say."""
 
 from dataclasses import replace
 from pathlib import Path

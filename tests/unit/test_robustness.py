@@ -98,7 +98,7 @@ def test_what_domains_that_come_and_go_cost_is_on_the_page(tmp_path: Path) -> No
     counted.rss, counted.beside = [int(40 * MIB)] * 3 + [int(41 * MIB)] * 9, {"page": [0.002, 0.5], "libvirt": []}
     store(page, Record("turnover", "legacy", _STAMP, "Linux", counted.record()))
     text = page.read_text(encoding="utf-8")
-    assert "| Domains that come and go: libvirt on the legacy tables | 2 domains, 50 a minute | 4 ports | 0 |" in text
+    assert "| Domains that come and go: libvirt on iptables-legacy | 2 domains, 50 a minute | 4 ports | 0 |" in text
     assert "The daemon took 5.0 % of a processor, 15000 ms for each domain." in text
     assert "The machine's load was 1.5, from 1 to 2." in text
     assert "tenth by tenth, 40.0, 40.0, 40.0, 41.0, 41.0, 41.0, 41.0, 41.0, 41.0, 41.0 MiB." in text

@@ -237,7 +237,7 @@ def test_it_is_closed_before_its_time(scene: Scene, caplog: pytest.LogCaptureFix
             assert scene.written == {RULE, OTHER}
             assert await scene.ask("Close", domain="web1", ports=[]) == {"closed": ["8022:22"]}
             assert scene.written == {RULE}
-            with pytest.raises(CallError, match="nothing of the kind"):
+            with pytest.raises(CallError, match="no such temporary forward"):
                 await scene.ask("Close", domain="web1", ports=[])
 
     play(act())
