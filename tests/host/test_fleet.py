@@ -34,8 +34,8 @@ LXC = '[daemon]\nlibvirt = ["lxc:///system"]\n'
 # Of guests that are started again and again, on the host with BIRD and on the one with FRR.
 STARTED = ("198.51.100.66", "198.51.100.67")
 SHOP4 = "192.168.122.60"
-# docs/fleet.md says 0.2 s, which a busy machine may take several times. What is to be seen is that nothing in between
-# waits for a turn of its own: the shortest in BIRD and FRR, and in the daemon, is a second.
+# docs/fleet.md has 0.1 s, which a busy machine may take several times. What is to be seen is that nothing in between
+# waits for its next turn, such as BIRD's scan of interfaces, which comes once a minute.
 AT_ONCE_S = 1.0
 
 
