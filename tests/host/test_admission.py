@@ -204,7 +204,9 @@ def test_what_the_host_lacks_for_sets_is_refused_by_check_and_by_a_reload(scene:
             refused = host.portfwd(command, check=False)
             assert refused.returncode == 78
             assert re.search(
-                r"^/etc/portfwd.toml:\d+: what has set:… .*; install the package ipset$", refused.stderr, re.MULTILINE
+                r"^/etc/portfwd.toml:\d+: entries with set:… .*; install the package ipset$",
+                refused.stderr,
+                re.MULTILINE,
             )
             assert what in refused.stderr
         assert is_served(scene)
