@@ -34,6 +34,8 @@ and one that limits each source to more than these. In turn, the same beside a f
 second from {_SOURCES:,} sources, to a forward that lets in all, and to one that lets in one a day of each source.
 The memory of sources is what slabs of the kernel grow by that take an object for nearly each of them; of
 {_TOO_MANY:,} sources, a limit counts {_MOST_SOURCES:,}.
+Beside a flood over the limit is compared with beside one that is let in, not with no flood at all: the packets of
+either take a part of these processors, whatever becomes of them.
 Clients, host and server share the cores of one machine, which are busy all the time and limit the rates."""
 
 
@@ -191,21 +193,25 @@ def _series(bare: Host, asking: Host, size: int) -> tuple[Series, ...]:
 def _wants(bare: Host, asking: Host, read: Mapping[int, list[float]]) -> tuple[Want, ...]:
     plain = asking.rates[_PLAIN, ""]
 
-    def at_least(text: str, rates: list[float], base: list[float]) -> Want:
-        return Want(f"{text} at least 95 % of", ratios(rates, base, 100), 95, " %", at_least=True)
+    def at_least(text: str, rates: list[float], base: list[float], whose: str = "those that ask nothing") -> Want:
+        return Want(f"{text} at least 95 % of {whose}", ratios(rates, base, 100), 95, " %", at_least=True)
 
     return (
         Want("a file of 100,000 lines is read in at most 1 s", read[100_000], 1.0, " s"),
-        at_least("without sets and limits, connections beside sets", plain, bare.rates[_PLAIN, ""]),
+        at_least(
+            "connections that ask nothing, with sets beside,", plain, bare.rates[_PLAIN, ""], "those without sets"
+        ),
         at_least("connections, denying a file,", asking.rates[_FILE, ""], plain),
         at_least("connections, denying the set of others,", asking.rates[_OTHERS, ""], plain),
         at_least(
-            "connections beside a flood over the limit", asking.rates[_PLAIN, "closed"], asking.rates[_PLAIN, "open"]
+            "connections beside a flood over the limit",
+            asking.rates[_PLAIN, "closed"],
+            asking.rates[_PLAIN, "open"],
+            "those beside one that is let in",
         ),
         *(
-            Want(
-                f"memory of {sources:,} sources at most", [each / _MIB for each in asking.memory[sources]], most, " MiB"
-            )
+            Want(f"memory of {sources:,} sources at most {most} MiB", [each / _MIB for each in took], most, " MiB")
             for sources, most in ((_SOURCES, 4), (_TOO_MANY, 20))
+            for took in [asking.memory[sources]]
         ),
     )

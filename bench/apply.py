@@ -11,7 +11,7 @@ from bench.table import number
 
 _RUNS: Final = {10: 15, 100: 11, 1000: 9, 10000: 5}
 _QUICK_RUNS: Final = {10: 3, 100: 3}
-# Ten thousand would take hours on the legacy tables, where each program rewrites the whole table.
+# Ten thousand would take hours on iptables-legacy, where each program rewrites the whole table.
 _HOOK_RUNS: Final = {10: 5, 100: 5, 1000: 5}
 _REPORT_RUNS: Final = 11
 _FROM = 1000
@@ -51,7 +51,7 @@ def measure(setting: Setting) -> Figure:
         "native cpu": f"CPU, `{program}` alone",
         "report": "CPU, the audit lines alone",
     }
-    # What writes to the legacy tables are helpers that run on, and no programs; there are none on nftables.
+    # What writes to iptables-legacy are helpers that run on, and no programs; there are none on nftables.
     meaningless = {"programs"} if setting.legacy else {"helpers"}
     series = [_series(told, key, label) for key, label in labels.items() if key not in meaningless]
     wants = (

@@ -38,7 +38,7 @@ while :; do
 	nft delete element ip foreign listed { 10.255.0.1 }; sleep 0.25
 done
 """
-# A rule of another program's, so that a gate is needed in the legacy tables too.
+# A rule of another program's, so that a gate is needed in iptables-legacy too.
 _LEGACY_RULE: Final = ("iptables-legacy", "-w", "-A", "FORWARD", "-s", "203.0.113.250", "-j", "DROP")
 _HOLD: Final = "exec 9>>/run/xtables.lock && flock 9 && echo ready && exec sleep 9999"
 
@@ -55,7 +55,7 @@ class Disturbance:
     """`prepare` is done before `start` starts the daemon.
 
     With `ours_only`, the wipe takes our table alone, since one of everything would take what disturbs. `nftables_only`
-    means nothing where our rules are in the legacy tables, or keeps others from changing them.
+    means nothing where our rules are in iptables-legacy, or keeps others from changing them.
     """
 
     label: str

@@ -45,7 +45,7 @@ def measure(setting: Setting) -> Figure:
 
 
 def _alone_series(alone: Mapping[int, Mapping[str, Sequence[float]]], setting: Setting) -> Iterator[Series]:
-    # The helpers that write to the legacy tables are not among the programs, nor their CPU time among ours.
+    # The helpers that write to iptables-legacy are not among the programs, nor their CPU time among ours.
     labels = {"whole": "the reconcile alone", "committed": "of which until the rules are in the kernel"}
     if not setting.legacy:
         labels |= {"programs": "of which programs", "cpu": "CPU of the reconcile"}

@@ -54,7 +54,7 @@ _LATER_S = 60.0
 class Cost:
     """Seconds: all of them, those until the rules were in the kernel, and those of programs that change rules.
 
-    And those of processors: `cpu` with programs, `helpers` of those who write to the legacy tables.
+    And those of processors: `cpu` with programs, `helpers` of those who write to iptables-legacy.
     """
 
     whole: float
@@ -153,7 +153,7 @@ class Subject:
     def wipe(self) -> None:
         """Take all rules away; what a running daemon keeps ready stays ready."""
         if self.legacy:
-            # To remove them would end the helpers that write to the legacy tables.
+            # To remove them would end the helpers that write to iptables-legacy.
             _run("iptables-legacy-restore", stdin=self._blank)
         else:
             self.netfilter.remove()

@@ -24,7 +24,7 @@ class Setting:
 
     @property
     def legacy(self) -> bool:
-        """Whether our rules are in the legacy tables there."""
+        """Whether our rules are in iptables-legacy there."""
         return self.flavour.firewall is LibvirtFirewall.LEGACY
 
     def scene(self, *, mode: str = "nat") -> AbstractContextManager[Scene]:

@@ -1,8 +1,8 @@
 """One reconcile: bring the kernel to the desired state, and account for every change.
 
-`Reconciler` is called again and again with what shall be. Of what it did it remembers the last report alone: that is
-how it distinguishes `added` from `restored`. Everything in here blocks, and is called in one thread; the loop that
-calls it is `fwdaemon.daemon`.
+`Reconciler` is called repeatedly with the desired state; it keeps only its last report, and by that distinguishes
+`added` from `restored`. Everything in here blocks, and is called in one thread; the loop that calls it is
+`fwdaemon.daemon`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -32,7 +32,6 @@ from fwdaemon.core.report import (
 )
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
-from fwdaemon.kernel import external_sets
 from fwdaemon.kernel.external_sets import Added, Externals
 from fwdaemon.kernel.process import new_budgets
 from fwdaemon.netfilter import Rules
@@ -307,7 +306,7 @@ class Reconciler:
 
     def _gatekeeper(self, desired: Desired) -> Gatekeeper | None:
         is_asked = desired.barred is not None or desired.limited
-        return desired.gatekeeper(self._rules.externals.ranges(external_sets.now())) if is_asked else None
+        return desired.gatekeeper(self._rules.externals.ranges()) if is_asked else None
 
     def _sweep(
         self,

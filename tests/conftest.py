@@ -83,7 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "on(*firewalls): only on hosts whose libvirt writes its rules with one of these")
     config.addinivalue_line("markers", "in_turn: each case on one kind of host, where it makes no difference on which")
     config.addinivalue_line("markers", "turns_on(firewall): the kind of host for all cases of a file that have a turn")
-    config.addinivalue_line("markers", "everywhere: also on the legacy tables of a second Debian")
+    config.addinivalue_line("markers", "everywhere: also on iptables-legacy of a second Debian")
     config.pluginmanager.register(FailuresAtOnce(config))
     config.pluginmanager.register(TimeSpent(config))
 

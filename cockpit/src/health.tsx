@@ -20,7 +20,7 @@ export function Health({ status, isAdmin, onDone }: { status: Status; isAdmin: b
             <StackItem><Card component="section" isCompact aria-label={_("Health")}>
                 <CardBody>
                     <DescriptionList columnModifier={{ default: "1Col", md: "2Col", xl: "3Col" }} isCompact>
-                        <Item term={_("Rules")}>{backend ? <>{where(backend.name)}: <English text={backend.reason} /></> : _("not known yet")}</Item>
+                        <Item term={_("Rules")}>{backend ? <>{where(backend)}: <English text={backend.reason} /></> : _("not known yet")}</Item>
                         <Item term="libvirt">{libvirt.map(each => <div key={each.uri}>{each.uri}: {each.connected ? _("connected") : each.last_error ? <English text={each.last_error} /> : _("not connected")}</div>)}</Item>
                         <Item term={_("Last removed by others")}>
                             {last ? <>{moment(last.at)}: <English text={last.what} />{others(last)} (<English text={last.cause} />)</> : _("nothing since the start")}
@@ -69,8 +69,8 @@ function Item({ term, children }: { term: string; children: ReactNode }) {
     );
 }
 
-function where(backend: string): string {
-    return backend === "nftables" ? _("in nftables") : _("in the legacy iptables tables");
+function where({ name, title }: { name: string; title?: string }): string {
+    return cockpit.format(_("in $0"), title ?? name);
 }
 
 function others({ more }: { more: number }): string {

@@ -29,7 +29,7 @@ export interface Opening {
 export interface Status {
     version: string;
     daemon: { pid: number; since: string } | null;
-    backend: { name: string; reason: string } | null;
+    backend: { name: string; title?: string; reason: string } | null;
     configuration: {
         file: string;
         last_good: boolean;

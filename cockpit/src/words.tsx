@@ -80,6 +80,7 @@ const IN_PART: Record<string, string> = {
     "misread": _("what the guest asks for is written wrong"),
     "no-claim": _("etcd has not given the address to this host"),
     "claimed-by-host": _("another host has the address"),
+    "not-removed": _("it is to be removed, which has not succeeded yet"),
 };
 
 const CAUSES: Record<string, string> = {

@@ -188,11 +188,11 @@ _REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
 }
 _ACTORS: Final[Mapping[ActorKind, Callable[[Actor], str]]] = {
     ActorKind.PROGRAM: lambda actor: f"{shown(actor.process)}, pid {actor.pid}",
-    ActorKind.LEGACY_TABLES: lambda _: "an unknown program, in the legacy tables",
+    ActorKind.LEGACY_TABLES: lambda _: "an unknown program, in iptables-legacy",
     ActorKind.COMMITS_LOST: lambda _: "an unknown program, in more commits than could be followed",
     ActorKind.ROUTE_ADDED: lambda actor: f"a process that added a route (netlink port {actor.pid})",
     ActorKind.ROUTE_REMOVED: lambda actor: f"a process that removed a route (netlink port {actor.pid})",
-    ActorKind.LINK_UP: lambda actor: f"a process that took link {shown(actor.link)} up",
+    ActorKind.LINK_UP: lambda actor: f"a process that brought link {shown(actor.link)} up",
     ActorKind.LINK_DOWN: lambda actor: f"a process that took link {shown(actor.link)} down",
     ActorKind.KERNEL: lambda _: "the kernel itself",
     ActorKind.ROUTES_LOST: lambda _: "an unknown program, in more changes of routes than could be followed",
@@ -265,7 +265,7 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
     HindranceKind.CLAIMED_BY_HOST: lambda found: (
         f"host {_names(found)} has {found.address}; it comes here once that host gives it back"
     ),
-    HindranceKind.NOT_REMOVED: lambda found: f"it is to be removed; the last pass failed: {printable(*found.names)}",
+    HindranceKind.NOT_REMOVED: lambda found: f"it is to be removed; the last pass failed: {printable(found.names[0])}",
     HindranceKind.MISREAD: lambda found: "; ".join(map(printable, found.names)),
 }
 
@@ -378,9 +378,7 @@ _LOCATION_REASONS: Final[Mapping[LocationReason, str]] = {
     LocationReason.LIBVIRT_TABLE: f"libvirt's rules are in its table {LIBVIRT_TABLE}",
     LocationReason.LIBVIRT_CHAINS: "libvirt's chains are there",
     LocationReason.NO_LIBVIRT_RULES: "libvirt has no rules of its own",
-    LocationReason.WRITTEN_TO: (
-        "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
-    ),
+    LocationReason.WRITTEN_TO: "libvirt's chains are in both rule systems, and iptables writes to this one",
 }
 
 

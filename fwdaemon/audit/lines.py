@@ -262,11 +262,12 @@ def _who(owner: Owner) -> str:
 # The places `{0}`, `{1}`, … are for what a fault or note is about, `{rest}` for all of that but the first.
 _FAULTS: Final[Mapping[FaultKind, str]] = {
     FaultKind.ERROR: "{detail}",
-    FaultKind.LEFT_BEHIND: "not everything could be removed; the next start does that, or kvm-portfwd flush",
+    FaultKind.LEFT_BEHIND: "not all could be removed; restart the daemon or run `kvm-portfwd flush` to remove the rest",
     FaultKind.UNWANTED: "{detail} is left in the kernel, and not wanted any more",
     FaultKind.CONNECTIONS_OPEN: "open connections may go on: {detail}",
     FaultKind.CONFIGURATION_LATE: (
-        "the configuration cannot be read yet, as where a file system hangs; the one before stays in force until then"
+        "the configuration cannot be read yet, for example because a file system hangs; the one before stays in force"
+        " until then"
     ),
     FaultKind.SET_REFUSED: "set {0}: {detail}",
     FaultKind.TABLE_LEFT_OUT: "{0} is left out on this host: {1} claims the same, and files go before the table",
@@ -285,20 +286,24 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
         " unless NftablesTableOwner=no"
     ),
     FaultKind.GATES_UNSEARCHED: "cannot search other chains for our rules: {detail}",
-    FaultKind.LEGACY_GATE: "no gate in the legacy FORWARD chain: {detail}",
-    FaultKind.LEGACY_GATES: "no gate in the legacy FORWARD chains: {detail}",
-    FaultKind.NO_IPSET: "what has {0} stays closed: that takes ipset in iptables-legacy; install the package ipset",
+    FaultKind.LEGACY_GATE: "no gate in the iptables-legacy FORWARD chain: {detail}",
+    FaultKind.LEGACY_GATES: "no gate in the iptables-legacy FORWARD chains: {detail}",
+    FaultKind.NO_IPSET: "entries with {0} stay closed: iptables-legacy needs ipset for it; install the package ipset",
+    FaultKind.ONE_CLOCK: (
+        "what is open for a while lasts longer where the clock is put back while no daemon runs: to count down takes"
+        " the package ipset in iptables-legacy, and the kernel's match set"
+    ),
     FaultKind.NO_MATCH: (
-        "what has {0} stays closed for IPv{1}, as iptables-legacy cannot use its match {2} here: {detail}; load it with"
-        " `modprobe xt_{2}`, or install a kernel that has it, such as Debian's linux-image-amd64"
+        "entries with {0} stay closed for IPv{1}, as iptables-legacy cannot use its match {2} here: {detail}; load it"
+        " with `modprobe xt_{2}`, or install a kernel that has it, such as Debian's linux-image-amd64"
     ),
     FaultKind.NO_EXPRESSION: (
         "{0} needs {1} of nftables, which this kernel refuses: {detail}; load it with `modprobe {2}`, or install a"
         " kernel that has it, such as Debian's linux-image-amd64"
     ),
     FaultKind.LEGACY_CHAIN_HELD: (
-        "the chain {0} in the legacy table {1} of IPv{2} is empty now, but stays, as rules of others lead to it; delete"
-        " those ({3} -t {1} -S | grep {0} shows them), then {3} -t {1} -X {0}"
+        "the chain {0} in the iptables-legacy table {1} of IPv{2} is empty now, but stays, as rules of others lead to"
+        " it; delete those ({3} -t {1} -S | grep {0} shows them), then {3} -t {1} -X {0}"
     ),
     FaultKind.HOST_NOT_FORWARDING: "IPv{0} forwarding is off on this host",
     FaultKind.FORWARDING_OFF: "IPv{0} forwarding is off, and [daemon] ip_forward = false leaves it to you",
@@ -307,8 +312,7 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
         "IPv{0} forwarding stays off: the rules that keep this host from being a router are not there"
     ),
     FaultKind.INTERFACE_UNGUARDED: (
-        "{0} stays off: no rules keep everything else out that comes in there; set it to 1 if all of that is to be"
-        " forwarded"
+        "{0} stays off: no rules block other traffic arriving there; set it to 1 if all of it is to be forwarded"
     ),
     FaultKind.INTERFACE_NOT_FORWARDING: "IPv{0} is not forwarded on {1}: {detail}",
     FaultKind.ROUTE: "{0} is not routed to network {1}: {detail}",
@@ -317,7 +321,7 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
     FaultKind.PUBLIC_ADDRESS_CHANGED: "{0} on {1} was changed, and cannot be put back: {detail}",
     FaultKind.PROXY: "cannot answer for {0} on {1}: {detail}",
     FaultKind.PROXY_ENTRY: "the kernel does not answer for {0} on {1}: {detail}",
-    FaultKind.PROXY_LISTENER: "cannot listen for questions about {rest} on {0}: {detail}",
+    FaultKind.PROXY_LISTENER: "cannot listen for ARP/ND requests for {rest} on {0}: {detail}",
     FaultKind.HAIRPIN_MODE: "bridge port {0} is not in hairpin mode: {detail}",
     FaultKind.LOOPBACK_BUSY: "the proxy on 127.0.0.1 and ::1 is busy: what changed is not in force there yet",
     FaultKind.LOOPBACK_PORTS: (
@@ -325,14 +329,14 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
     ),
     FaultKind.LOOPBACK_PORT: "{0} port {1} of {2} does not lead to {3}: {detail}",
     FaultKind.LOOPBACK_PORT_TAKEN: "{0} port {1} of {2} does not lead to {3}: a process of the host listens there",
-    FaultKind.TOO_MANY_OPEN: "more than {0} would be open for a while; what is to stay belongs into the file",
-    FaultKind.NOTHING_OPEN: "nothing of the kind is open for a while; kvm-portfwd status lists what is",
+    FaultKind.TOO_MANY_OPEN: "more than {0} would be open for a while; put permanent ones in the configuration file",
+    FaultKind.NOTHING_OPEN: "no such temporary forward; `kvm-portfwd status` lists them",
     FaultKind.NO_AUTO_PORTS: (
         'an automatic port has no range to come from; write auto_ports = "20000-29999" in [daemon]'
     ),
     FaultKind.PORT_TAKEN: "{0}: {detail}; use another port or address",
     FaultKind.PORT_ASSIGNED: (
-        "{0}: it is assigned to a domain by auto:…, or was until lately; use another port or address"
+        "{0}: it is assigned to a domain by auto:…, or was until recently; use another port or address"
     ),
     FaultKind.PORT_UNKNOWN: "{0}: {detail}",
     FaultKind.NOT_KEPT: "it cannot be kept for a restart: {0}: {detail}",

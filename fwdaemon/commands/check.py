@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Final
 from fwdaemon import config as configuration
 from fwdaemon.audit.lines import format_fault
 from fwdaemon.config.files import ROOT, about_ignored, read_files, unguarded
-from fwdaemon.config.model import Config, ForwardEntry
+from fwdaemon.config.model import BackendChoice, Config, ForwardEntry
 from fwdaemon.conflicts.watch import conflicts_if_running
 from fwdaemon.core.admission import Need, needs_of
 from fwdaemon.core.exposures import Kind
@@ -124,7 +125,21 @@ def _warn(config: Config) -> None:
 def conflicting(config: Config) -> tuple[list[str], str]:
     """Say what on this host conflicts with it, and what could not be looked at."""
     conflicts, missing = conflicts_if_running(config, SystemRunner())
-    return [conflict.sentence() for conflict in conflicts], format_fault(missing) if missing else ""
+    found = [*(conflict.sentence() for conflict in conflicts), *_forgetting(config)]
+    return found, format_fault(missing) if missing else ""
+
+
+def _forgetting(config: Config) -> Iterator[str]:
+    """Say where `max_open` is less than its name promises, as far as the kernel tells where rules belong."""
+    if not any(entry.admission is not None and entry.admission.max_open for entry in config.entries):
+        return
+    netfilter = Netfilter(SystemRunner(), config.daemon.backend, ())
+    with suppress(PortfwdError), closing(netfilter):
+        if netfilter.locate().backend == BackendChoice.IPTABLES:
+            yield (
+                "max_open counts anew in iptables-legacy after each change of the kernel's table mangle, by whichever"
+                " program: a client may open as many again"
+            )
 
 
 def _count(config: Config) -> str:
@@ -164,6 +179,6 @@ def _explain_localhost(config: Config) -> str:
 def _answers_on_localhost(entry: ForwardEntry) -> bool:
     """Whether an entry has a forward that takes what the host sends to a loopback address, from there."""
     carried = (mapping for mapping in entry.mappings if mapping.protocol is not Protocol.SCTP)
-    listens_everywhere = not entry.listen and any(mapping.listen is None for mapping in carried)
+    listens_everywhere = any(None in entry.listens_on(mapping) for mapping in carried)
     admits = not entry.sources or any(own in source for source in entry.sources for own in _LOOPBACK)
     return entry.interface is None and listens_everywhere and admits

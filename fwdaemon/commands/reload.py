@@ -46,6 +46,8 @@ def _confirm(options: argparse.Namespace) -> int:
 def _open(options: argparse.Namespace) -> int:
     wish = {"domain": options.domain, "ports": options.ports, "sources": options.sources, "seconds": options.seconds}
     result = protocol.call("Open", _PATIENCE_S, parameters=wish)
+    for warning in result["warnings"]:
+        print(printable(f"warning: {warning}"), file=sys.stderr)
     if options.json:
         print(json.dumps({"schema_version": _SCHEMA_VERSION, "openings": result["openings"]}, indent=2))
     else:

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 Json = Mapping[str, Any]
 
 _COLOURS: Final = {"active": "green", "waiting": "yellow", "refused": "red"}
-_BACKENDS: Final = {"nftables": "nftables", "iptables": "iptables' legacy tables"}
 # What a terminal needs to have room for what is good to know, then for names in full, then for what is rarely needed.
 _ROOMY, _WIDE, _WIDER = 100, 120, 160
 _SHORT_NAME, _LONG_NAME = 13, 40
@@ -112,7 +111,8 @@ def draw(status: Json, console: "Console") -> None:
 def _header(status: Json) -> Iterator[Line]:
     yield _daemon(status)
     if backend := status["backend"]:
-        where = _BACKENDS.get(backend["name"], backend["name"])
+        # A daemon from before an upgrade has no title for it.
+        where = backend.get("title", backend["name"])
         yield Line("rules", printable(f"in {where}: {backend['reason']}"))
     yield from map(_libvirt, status["libvirt"])
     yield from _configuration(status["configuration"])

@@ -127,7 +127,7 @@ class PortMapping:
     @property
     def shift(self) -> int:
         """How much higher the guest's ports are than the host's."""
-        return self.guest.first - self.host.first
+        return self.host.shift_to(self.guest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +216,10 @@ class ForwardEntry:
             where = None if listen is None else Family.of(listen), mapping.protocol, listen, ports, None
             yield Claim(self.kind, *where, self.interface, self.sources, self.masquerade, auto)
 
-    def listens_on(self, mapping: PortMapping | AutoMapping) -> tuple[Address | None, ...]:
-        """Give the addresses that one of its mappings listens on; `None` is every address."""
-        return (mapping.listen,) if mapping.listen is not None else self.listen or (None,)
+    def listens_on(self, mapping: PortMapping | AutoMapping, family: Family | None = None) -> list[Address | None]:
+        """Give the addresses that one of its mappings listens on, of one family or both; `None` is every address."""
+        written = (mapping.listen,) if mapping.listen is not None else self.listen or (None,)
+        return [address for address in written if address is None or family in (None, Family.of(address))]
 
     def format(self, listens: str) -> str:
         """Say what it does with what comes there."""

@@ -77,7 +77,7 @@ class ForeignRules:
         self._runner = runner
 
     def state(self) -> object:
-        """Give what is another whenever rules changed; in the legacy tables, unless by something of the same size.
+        """Give what is another whenever rules changed; in iptables-legacy, unless by something of the same size.
 
         Raises:
             KernelError: it cannot be read.

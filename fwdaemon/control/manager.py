@@ -281,7 +281,8 @@ class Changing:
         with _refusals():
             origins, failure = await self._changes.open(wish)
         found = [row.as_json() for row in await self._rows() if row.origin in origins]
-        return encoded(openings=found, failure=failure or None)
+        warnings = [*map(lines.format_fault, self._changes.records.faults_of(FaultKind.ONE_CLOCK))]
+        return encoded(openings=found, failure=failure or None, warnings=warnings)
 
     async def close(self, parameters: Parameters, peer: Peer) -> bytes:
         """Answer `Close`."""

@@ -8,7 +8,7 @@ A chain that does nothing but refuse is led to from named sources, or names them
 A gate belongs right after the bans at the head of its chain. A rule that decides nothing, such as one that logs, may
 stand between them. So the same rules always give the same place, whichever came first.
 
-Rules are read here as iptables-nft lists them, and as nft does; those of the legacy tables in `fwdaemon.legacy.info`.
+Rules are read here as iptables-nft lists them, and as nft does; those of iptables-legacy in `fwdaemon.legacy.info`.
 """
 
 import re

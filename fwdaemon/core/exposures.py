@@ -239,7 +239,7 @@ class Forward(_Translated):
     @property
     def shift(self) -> int:
         """How much higher the guest's ports are than those it listens on."""
-        return self.target_ports.first - self.ports.first
+        return self.ports.shift_to(self.target_ports)
 
     @property
     def claim(self) -> Claim:

@@ -124,6 +124,7 @@ class FaultKind(StrEnum):
     LEGACY_GATE = "legacy-gate"
     LEGACY_GATES = "legacy-gates"
     NO_IPSET = "no-ipset"  # a key of the configuration
+    ONE_CLOCK = "one-clock"
     NO_MATCH = "no-match"  # a key, a family, and a match of iptables
     NO_EXPRESSION = "no-expression"  # a key, what it needs of nftables, and the module that has that
     LEGACY_CHAIN_HELD = "legacy-chain-held"  # a chain, its table, the family, and the program that shows it

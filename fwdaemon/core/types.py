@@ -69,12 +69,31 @@ class Protocol(StrEnum):
     @property
     def number(self) -> int:
         """Its number in a packet's header."""
-        return _NUMBERS[self]
+        return PROTOCOL_NUMBERS[self.value]
 
 
-_NUMBERS: Final = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
-PROTOCOLS: Final[Mapping[int, Protocol]] = {number: protocol for protocol, number in _NUMBERS.items()}
-"""Protocols by their numbers."""
+PROTOCOL_NUMBERS: Final[Mapping[str, int]] = {
+    "icmp": 1,
+    "igmp": 2,
+    "ipencap": 4,
+    "ipip": 4,
+    "tcp": 6,
+    "udp": 17,
+    "dccp": 33,
+    "gre": 47,
+    "esp": 50,
+    "ah": 51,
+    "icmpv6": 58,
+    "ipv6-icmp": 58,
+    "ospf": 89,
+    "vrrp": 112,
+    "l2tp": 115,
+    "sctp": 132,
+    "udplite": 136,
+}
+"""The numbers in a packet's header of the protocols that rules name, by each of their names."""
+PROTOCOLS: Final[Mapping[int, Protocol]] = {protocol.number: protocol for protocol in Protocol}
+"""Protocols with ports by their numbers."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -88,6 +107,14 @@ class PortRange:
     def width(self) -> int:
         """How many ports it spans."""
         return self.last - self.first + 1
+
+    def shift_to(self, guest: "PortRange") -> int:
+        """How much higher the ports of a guest are to which these lead, one to one."""
+        return guest.first - self.first
+
+    def shifted(self, by: int) -> "PortRange":
+        """Give as many ports, so much higher."""
+        return PortRange(self.first + by, self.last + by)
 
     def overlaps(self, other: "PortRange") -> bool:
         """Whether any port is in both."""

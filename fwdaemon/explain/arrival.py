@@ -380,7 +380,7 @@ def nearest(config: Config, arrival: Arrival) -> Claim | None:
 def _forwards(config: Config) -> Iterator[Claim]:
     for entry in config.forwards:
         for mapping in entry.mappings:
-            yield Claim(entry, mapping, (mapping.listen,) if mapping.listen is not None else entry.listen)
+            yield Claim(entry, mapping, tuple(filter(None, entry.listens_on(mapping))))
 
 
 def _is_meant(claim: Claim, protocol: Protocol, port: int) -> bool:

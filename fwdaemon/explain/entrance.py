@@ -248,7 +248,7 @@ def is_ours(packet: Packet) -> bool:
 
 
 def leads_to(packet: Packet, target: Target) -> bool:
-    """Whether a packet goes where it shall, by the rule it shall."""
+    """Whether a packet goes where it should, by the rule that should lead it."""
     if not target.translated:
         return packet.translated_by is None
     return is_ours(packet) and (packet.destination, packet.port) == (target.address, target.number)
@@ -293,7 +293,7 @@ class Entrance:
         return None
 
     def translation(self, target: Target) -> Step:
-        """Judge whether the connection was sent where it shall go."""
+        """Judge whether the connection was sent where it should go."""
         if not target.translated:
             return self._untouched(target)
         right = [packet for packet in self.arrived if leads_to(packet, target)]

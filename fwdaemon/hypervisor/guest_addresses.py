@@ -79,7 +79,7 @@ class AgentRounds:
 
     To ask takes from `guests`, as answers may be long and agents come and go as they like. `recall` gives what an agent
     said to the daemon before: that counts until it answers. One that does not is asked again after `first_retry`
-    seconds, and then ever more seldom.
+    seconds, and then less and less often.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  what it asks, what it calls, and when
@@ -284,7 +284,7 @@ class LeaseWatch:
         self._warning, self._pauses = WarnOnce(), Backoff(_AGAIN_S, _AGAIN_AT_MOST_S)
 
     def start(self) -> None:
-        """Watch. Where that cannot be done, it says so once, and tries again, ever more seldom."""
+        """Watch. Where that cannot be done, it says so once, and tries again, less and less often."""
         logging.getLogger("watchdog.observers.inotify").addFilter(_is_news)
         self._loop = asyncio.get_running_loop()
         self._begin()

@@ -259,7 +259,7 @@ class Adopter:
             self.findings.warn(self._line(candidate.line), f"{said}: while its guest is down they would come here")
 
     def _add(self, candidate: Candidate, claim: Claim, judged: Judged | None, reason: str) -> None:
-        guest = PortRange(claim.ports.first + candidate.shift, claim.ports.last + candidate.shift)
+        guest = claim.ports.shifted(candidate.shift)
         origin = self.findings.origin(self._line(candidate.line))
         ends = candidate.address, claim.ports, guest, protocol_of(candidate.packets), origin
         forward = Forward(None, *ends, claim.listen, claim.interface, claim.sources, reason, judged)

@@ -50,7 +50,7 @@ class Forward:
     @property
     def shift(self) -> int:
         """What has to be added to a port of the host to give the guest's."""
-        return self.guest.first - self.host.first
+        return self.host.shift_to(self.guest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from fwdaemon.config.addresses import parse_guest
 from fwdaemon.core.text import GrammarError, quote
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import PROTOCOL_NUMBERS, Family
 from fwdaemon.importing import firewalld_zones
 from fwdaemon.importing.adopting import Adopter, Origin
 from fwdaemon.importing.findings import BrokenFileError, Findings, Kind, firewalld_root, is_firewalld_list, read_range
@@ -22,7 +22,6 @@ from fwdaemon.importing.judging import BaseChain, Ruleset
 from fwdaemon.importing.nft_rule import NftRule
 from fwdaemon.rulesets.rules import EMPTY, Field, Jump, Match, Rule, Space, Spans, matching, network_of, one
 from fwdaemon.rulesets.rules import End as Ending
-from fwdaemon.rulesets.xt_matches import PROTOCOLS
 
 _ZONES: Final = " zones"
 _NOTHING_IN: Final = (
@@ -385,7 +384,7 @@ def _ports(forward: ForwardPort) -> dict[Field, Spans]:
     if forward.protocol not in _WITH_PORTS:
         raise GrammarError(f"protocol {quote(forward.protocol)} has no ports")
     ports = read_range(forward.port)
-    return {Field.PROTOCOL: one(PROTOCOLS[forward.protocol]), Field.PORT: Spans(((ports.first, ports.last),))}
+    return {Field.PROTOCOL: one(PROTOCOL_NUMBERS[forward.protocol]), Field.PORT: Spans(((ports.first, ports.last),))}
 
 
 def _ends(forward: ForwardPort, space: Space) -> Match | None:

@@ -109,7 +109,7 @@ class Candidate:
     @property
     def shift(self) -> int:
         """What has to be added to a port of the host to give the guest's."""
-        return self.guest.first - self.host.first
+        return self.host.shift_to(self.guest)
 
     @property
     def delivered(self) -> Box:

@@ -6,15 +6,15 @@ from ipaddress import ip_address
 from typing import Final
 
 from fwdaemon.core.text import GrammarError, quote
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import PROTOCOL_NUMBERS, Family
 from fwdaemon.importing.nft_tables import Group, Item, NamedSet, Word, elements_of, is_mark, shown, split
 from fwdaemon.rulesets.rules import EMPTY, LAST_PORT, LAST_PROTOCOL, Field, Match, Space, Spans, matching, one
-from fwdaemon.rulesets.xt_matches import PROTOCOLS, Services
+from fwdaemon.rulesets.xt_matches import Services
 
 # What nft's rules compare, and with what: the words of nft(8) for a connection's first packet.
 #
 # A reader raises `GrammarError` where it cannot tell; the rule then may or may not match.
-_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
+_NAMES: Final = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 _BEFORE, _AFTER, _ALWAYS = one(0), one(1), Spans(((0, 1),))
 _LONGEST_NUMBER: Final = 5
 INTERFACES: Final = frozenset({"iif", "iifname", "oif", "oifname"})
@@ -89,8 +89,8 @@ def _number(text: str, last: int) -> int:
 
 
 def _protocols(text: str) -> Spans:
-    if text in PROTOCOLS:
-        return one(PROTOCOLS[text])
+    if text in PROTOCOL_NUMBERS:
+        return one(PROTOCOL_NUMBERS[text])
     first, dash, last = text.partition("-")
     start = _number(first, LAST_PROTOCOL)
     return Spans.of([(start, _number(last, LAST_PROTOCOL) if dash else start)])
@@ -106,7 +106,7 @@ def key_of(words: tuple[str, ...]) -> Key | None:
         case ("ip" | "ip6" as name, "saddr" | "daddr" | "protocol" | "nexthdr" | "version" as part):
             return _network_header(Family.called(name), part)
         case ("tcp" | "udp" | "sctp" | "udplite" as name, "dport"):
-            return Key(Field.PORT, header={Field.PROTOCOL: one(PROTOCOLS[name])})
+            return Key(Field.PORT, header={Field.PROTOCOL: one(PROTOCOL_NUMBERS[name])})
     return _KEYS.get(words)
 
 

@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import Final
 
 from fwdaemon.core.text import GrammarError, quote
-from fwdaemon.core.types import Address, PortRange, Protocol
+from fwdaemon.core.types import PROTOCOL_NUMBERS, Address, PortRange, Protocol
 from fwdaemon.importing.findings import port_range, read_port
 from fwdaemon.importing.iptables_nat import Target
 from fwdaemon.importing.nft_matching import (
@@ -127,11 +127,7 @@ _VERDICTS: Final[Mapping[str, Action]] = {
 # Tests whose outcome cannot be foreseen; rules with them have a verdict of their own, or none.
 _LIMITS: Final = frozenset({"limit", "quota", "meter"})
 # What is asked of these headers, only packets that have them pass.
-_OF_PROTOCOL: Final[Mapping[str, int]] = {
-    "icmp": 1,
-    "icmpv6": 58,
-    **{protocol.value: protocol.number for protocol in Protocol},
-}
+_OF_PROTOCOL: Final[Mapping[str, int]] = {name: PROTOCOL_NUMBERS[name] for name in ("icmp", "icmpv6", *Protocol)}
 _WRITING: Final = frozenset({"set", "add", "update", "delete"})
 _WITHOUT_VERDICT: Final = frozenset({*HEADS, *SHORT, *_LIMITS, "icmp", "icmpv6", "arp", "vlan", "rt", "socket", "dup"})
 

@@ -37,13 +37,13 @@ class Added(NamedTuple):
 class Externals:
     """The elements of external sets, as they were seen last; used by several threads.
 
-    Times are seconds of one clock that cannot be set. `names` are the sets there are. `news` is called, on the thread
+    Times are seconds of one `clock` that cannot be set. `names` are the sets there are. `news` is called, on the thread
     that saw them, where there are more elements or fewer; `remembered` are places where nothing was seen yet, of which
     only what an earlier run wrote down is known.
     """
 
-    def __init__(self) -> None:
-        self._lock = Lock()
+    def __init__(self, clock: Callable[[], float] = now) -> None:
+        self._lock, self._clock = Lock(), clock
         self._held: dict[Place, dict[Element, float | None]] = {}
         self._added = Added()
         self.names: frozenset[str] = frozenset()
@@ -90,9 +90,9 @@ class Externals:
             places = [place for place in self._held if place[1] in self.names]
         return {place: self.left(place, now) for place in places}
 
-    def ranges(self, now: float) -> dict[Place, Ranges]:
-        """Give who is in them."""
-        return {place: Ranges(elements) for place, elements in self.everything(now).items()}
+    def ranges(self) -> dict[Place, Ranges]:
+        """Give who is in them now."""
+        return {place: Ranges(elements) for place, elements in self.everything(self._clock()).items()}
 
     def replace(self, place: Place, elements: Elements) -> None:
         """Take what a set holds, whatever was known of it."""

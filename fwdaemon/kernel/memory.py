@@ -123,7 +123,7 @@ async def begun(begin: Callable[[], None], again: float = _AGAIN_S) -> None:
         except (PortfwdError, OSError) as error:
             if (short := shortage(error)) is None:
                 raise
-            warning.warn(f"{short}: what the daemon listens to is not there yet; trying again, ever more seldom")
+            warning.warn(f"{short}: what the daemon listens to is not there yet; trying again, less and less often")
         else:
             warning.settle("what the daemon listens to is there now")
             return

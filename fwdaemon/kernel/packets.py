@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from fwdaemon.core.types import Address, Family, Subnet
+from fwdaemon.core.types import PROTOCOL_NUMBERS, Address, Family, Subnet
 
 # Messages of ARP (RFC 826) for IPv4 on Ethernet, as bytes. Pure; nothing that is read ever raises.
 REQUEST: Final = 1
@@ -55,7 +55,7 @@ def read_request(packet: bytes) -> IPv4Address | None:
 
 # Neighbour solicitations and advertisements of IPv6 (RFC 4861) as bytes. Pure; nothing that is read ever raises.
 ETHERNET: Final = 1  # ARPHRD_ETHER, linux/if_arp.h: links whose MAC addresses have six bytes
-NEXT_HEADER: Final = 58  # ICMPv6
+NEXT_HEADER: Final = PROTOCOL_NUMBERS["icmpv6"]
 HOP_LIMIT: Final = 255  # no machine beyond the link can send a packet that arrives with it
 SOLICITATION: Final = 135
 # Where the fields are in a packet without extension headers, which a solicitation has none of.

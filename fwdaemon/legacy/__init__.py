@@ -1,6 +1,6 @@
-"""Backend `iptables`: our rules in chains of our own in the legacy tables, made with python-iptables.
+"""Backend `iptables`: our rules in chains of our own in iptables-legacy, made with python-iptables.
 
-`ruleset`, with `translation` for the nat table, says what the tables shall hold, a `helper` says what they do hold,
+`ruleset`, with `translation` for the nat table, says what the tables are to hold, a `helper` says what they do hold,
 `difference` makes the edits of the two, and `backend` has the helper commit them. Be aware:
 
 - python-iptables takes no lock, redirects standard output, can do DNAT for one family only, and leaves the process in

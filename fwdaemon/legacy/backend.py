@@ -76,10 +76,10 @@ _NOTHING: Final = Wanted({}, {})
 
 
 class LegacyBackend:
-    """Holds our rules in the legacy tables; see `fwdaemon.netfilter.Backend`. `clock` is a monotonic one."""
+    """Holds our rules in iptables-legacy; see `fwdaemon.netfilter.Backend`. `clock` is a monotonic one."""
 
     name: Final = "iptables"
-    title: Final = "the legacy iptables tables"
+    title: Final = "iptables-legacy"
     variant: Final = "legacy"
 
     def __init__(
@@ -133,7 +133,7 @@ class LegacyBackend:
 
     def _admissible(self, desired: Desired, *, full: bool) -> tuple[Desired, ApplyResult]:
         """Leave out what this host cannot keep clients from; what was left out is tried again at a full look."""
-        if self._left_out is None or self._left_out[0] is not desired or (full and self._left_out[2].refused):
+        if self._left_out is None or self._left_out[0] is not desired or (full and self._left_out[2].faults):
             kept, result = left_out(desired, self._lacking)
             self._left_out = desired, kept, result
         return self._left_out[1:]
@@ -369,7 +369,7 @@ def _filtering(family: Family) -> bytes:
 
 
 def _holds(family: Family) -> bool:
-    """Whether the legacy tables of a family hold any of our chains."""
+    """Whether the iptables-legacy tables of a family hold any of our chains."""
     return any(OWN_CHAINS.intersection(chain_names(family, table)) for table in existing_tables(family))
 
 

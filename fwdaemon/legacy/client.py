@@ -39,7 +39,7 @@ _INHERITED = (PATH_VARIABLE, "IPTABLES_LIBDIR", "XTABLES_LIBDIR", "LD_LIBRARY_PA
 
 
 class UnusableError(PortfwdError):
-    """The legacy tables of a family cannot be used on this host."""
+    """The iptables-legacy tables of a family cannot be used on this host."""
 
 
 class LateError(KernelError):
@@ -93,7 +93,7 @@ class HelperClient:
         """Hold iptables' lock from the first look on until the end of the block; it may take `patience` seconds.
 
         Raises:
-            UnusableError: the legacy tables of this family lack something we need; its text says what.
+            UnusableError: the iptables-legacy tables of this family lack something we need; its text says what.
             KernelError: the helper cannot be started.
 
         """
@@ -228,11 +228,9 @@ def sample(need: Need, family: Family) -> Rule:
 
 def left_out(desired: Desired, lacking: Lacking) -> tuple[Desired, ApplyResult]:
     """Leave out what this host cannot keep clients from, and count down where it can."""
-    lasting = {item.family for item in desired.forwards if item.until is not None}
-    if lasting and not any(lacking.of(family, {Need.SETS}) for family in sorted(lasting)):
-        desired = replace(desired, counts_down=True)
+    desired, late = _counting_down(desired, lacking)
     if desired.barred is None and not desired.limited:
-        return desired, ApplyResult()
+        return desired, ApplyResult(faults=late)
     needs = {item: _needs_of(item, desired) for item in desired.exposures}
     missing = {family: lacking.of(family, _all_of(needs, family)) for family in sorted(desired.families)}
     refused = [
@@ -242,7 +240,15 @@ def left_out(desired: Desired, lacking: Lacking) -> tuple[Desired, ApplyResult]:
     ]
     faults = dict.fromkeys(fault for _, fault in refused)
     kept = desired.lacking({item for item, _ in refused}) if refused else desired
-    return kept, ApplyResult(refused=tuple(refused), faults=tuple(sorted(faults, key=str)))
+    return kept, ApplyResult(refused=tuple(refused), faults=(*late, *sorted(faults, key=str)))
+
+
+def _counting_down(desired: Desired, lacking: Lacking) -> tuple[Desired, tuple[Fault, ...]]:
+    """Have what is open for a while count down, or say that it knows the clock on the wall alone."""
+    lasting = {item.family for item in desired.forwards if item.until is not None}
+    if any(lacking.of(family, {Need.SETS}) for family in sorted(lasting)):
+        return desired, (Fault(FaultKind.ONE_CLOCK),)
+    return (replace(desired, counts_down=True) if lasting else desired), ()
 
 
 def _all_of(needs: Mapping[Exposure, Collection[Need]], family: Family) -> frozenset[Need]:

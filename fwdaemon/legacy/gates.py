@@ -150,7 +150,7 @@ class LegacyGates:
             self._helpers[family].close()
 
     def _apply(self, family: Family, bit: int | None, behind: tuple[str, ...]) -> Head | None:
-        """Bring one gate to what it shall be; what it was before, if that was something else."""
+        """Make one gate as desired; give what it was before, if that was something else."""
         if self._settled.get(family) == (bit, behind, table_info(family, TableName.FILTER)):
             return None
         with self._helpers[family].locked(_PATIENCE) as session:
@@ -189,9 +189,9 @@ def _compare(session: Session, bit: int | None, behind: Collection[str]) -> tupl
     return head, needed, difference(Table(heads={_CHAIN: rule} if needed else {}), ObservedTable(heads={_CHAIN: head}))
 
 
-# Notices changes of the legacy tables, which the kernel does not report.
+# Notices changes of the iptables-legacy tables, which the kernel does not report.
 #
-# Once a second the kernel is asked how large the tables are, and where there are none, more seldom: that costs
+# Once a second the kernel is asked how large the tables are, and where there are none, less often: that costs
 # microseconds, but to wake up costs more. And iptables' programs lock a file, so when one of them lets go of it, that
 # is a reason to look. Who it was is not known.
 _log = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ _BUFFER = 1 << 16
 
 
 class LegacyMonitor:
-    """Calls `changed` on the asyncio loop's thread when the legacy tables may have changed."""
+    """Calls `changed` on the asyncio loop's thread when the iptables-legacy tables may have changed."""
 
     def __init__(
         self, changed: RulesChanged, sets: Callable[[], Mapping[str, object]] = dict, poll: float = POLL
@@ -289,7 +289,7 @@ def _sizes() -> dict[tuple[Family, TableName], TableInfo]:
     try:
         return {(family, table): table_info(family, table) for family in Family for table in existing_tables(family)}
     except KernelError as error:
-        _log.debug("the sizes of the legacy tables are not known: %s", error)
+        _log.debug("the sizes of the iptables-legacy tables are not known: %s", error)
         return {}
 
 

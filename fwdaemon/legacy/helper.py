@@ -1,4 +1,4 @@
-"""The helper: a program of its own that works on the legacy tables of one family, `… -m fwdaemon.legacy.helper 4`.
+"""The helper: a program of its own that works on iptables-legacy of one family, `… -m fwdaemon.legacy.helper 4`.
 
 It answers requests (`fwdaemon.legacy.model`) on standard input until that ends, and with it the process that started
 it. Signals to end it are ignored, since it is of use until its owner is done. After the library has refused a rule it
@@ -255,7 +255,8 @@ class Operations:
         except TableError as error:
             culprit = None if error.again else self._culprit(table, change)
             naming = f"; what it refuses is the rule {culprit}{label_remedy(culprit.matches)}" if culprit else ""
-            raise TableError(f"the legacy table {table} was not changed: {error}{naming}", again=error.again) from error
+            text = f"the iptables-legacy table {table} was not changed: {error}{naming}"
+            raise TableError(text, again=error.again) from error
 
     def release(self) -> None:
         """Give the lock back."""

@@ -324,7 +324,7 @@ def table_entries(family: Family, table: TableName) -> bytes:
         buffer = ctypes.create_string_buffer(struct.pack("=32sI", table.value.encode(), size), _ENTRIES_HEADER + size)
         if _ask(family, _GET_ENTRIES, buffer) != errno.EAGAIN:
             return buffer.raw[_ENTRIES_HEADER:]
-    raise KernelError(f"the legacy table {table} of IPv{family} keeps changing")
+    raise KernelError(f"the iptables-legacy table {table} of IPv{family} keeps changing")
 
 
 def read_chains(family: Family, entries: bytes) -> Iterator[str]:
@@ -342,7 +342,7 @@ def read_chains(family: Family, entries: bytes) -> Iterator[str]:
 def _get_info(family: Family, table: TableName) -> _GetInfo:
     info = _GetInfo(name=table.value.encode())
     if error := _ask(family, _GET_INFO, info):
-        raise KernelError(f"the kernel says nothing about the legacy table {table} (IPv{family}): {os.strerror(error)}")
+        raise KernelError(f"the kernel says nothing about iptables-legacy's {table}, IPv{family}: {os.strerror(error)}")
     return info
 
 

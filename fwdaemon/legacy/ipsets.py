@@ -1,4 +1,4 @@
-"""The ipsets in which rules of the legacy tables look sources up: made, filled and read.
+"""The ipsets in which rules of the iptables-legacy tables look sources up: made, filled and read.
 
 A set of our own is changed element by element, which waits for nothing: to swap or destroy one, the kernel waits until
 no packet looks there, which took 100 ms and more on a busy host. What others put into external sets stays, and comes
@@ -254,7 +254,7 @@ class IpSets:
         return None
 
     def keep(self, desired: Desired, *, full: bool) -> frozenset[str]:
-        """Make the sets hold what they shall; gives the names of those that others had changed.
+        """Make the sets hold what is desired; gives the names of those that others had changed.
 
         Raises:
             PortfwdError: ipset, or the kernel, refused.

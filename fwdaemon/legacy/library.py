@@ -218,7 +218,7 @@ class OpenTable:
             self._table = (iptc.Table if family is Family.IPV4 else iptc.Table6)(name.value, autocommit=False)
             self._table.refresh()
         except IPTCError as error:
-            raise NoTableError(f"the legacy table {name} cannot be used for IPv{family}: {_plain(error)}") from error
+            raise NoTableError(f"iptables-legacy's {name} cannot be used for IPv{family}: {_plain(error)}") from error
 
     def observe(self, heads: Mapping[str, Any], behind: Collection[str] | None = None) -> ObservedTable:
         """Read what is ours; `heads` are the compiled rules that are looked for, by the kernel's chains.

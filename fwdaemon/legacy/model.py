@@ -1,4 +1,4 @@
-"""The legacy tables' own nouns: rules as iptables writes them, our chains, and the heads of the kernel's own chains."""
+"""The nouns of iptables-legacy: rules as iptables writes them, our chains, and the heads of the kernel's own chains."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ def limits_chain(exposure: Exposure) -> str:
 
 
 class TableName(StrEnum):
-    """The legacy tables we use; the value is iptables' name."""
+    """The iptables-legacy tables we use; the value is iptables' name."""
 
     FILTER = "filter"
     MANGLE = "mangle"
@@ -114,7 +114,7 @@ class Head:
 
     @property
     def holds(self) -> bool:
-        """Whether it is as it shall be."""
+        """Whether it is as desired."""
         return self.good and self.first
 
     @property
@@ -185,7 +185,7 @@ def path_rule(path: GuestPath) -> Rule:
     return Rule(f"-i {path.came_in} -o {path.goes_out}{state}", "ACCEPT", COMMENT)
 
 
-# From what a table holds of ours to what it shall hold: the fewest edits. Pure.
+# From what a table holds of ours to what is desired there: the fewest edits. Pure.
 #
 # Rules that stay are not touched, so their counters go on.
 

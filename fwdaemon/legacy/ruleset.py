@@ -245,7 +245,7 @@ class Plan:
     def of(
         cls, family: Family, asked: Wanted, observed: Observed, desired: Desired, committed: ObservedTables
     ) -> "Plan":
-        """Compare what shall be with what is, and what is with what we committed last."""
+        """Compare what is desired with what is there, and what is with what we committed last."""
         wanted, served = asked
         changes = _differences(wanted, observed, served)
         damage = (

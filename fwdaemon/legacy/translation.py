@@ -248,7 +248,7 @@ def _destination(forward: Forward, ports: PortRange) -> str:
     """Write where `ports`, a piece of the forward's own, lead; the number after the slash is what is counted from."""
     if ports.width > 1 and forward.shift == 0:
         return str(forward.target)
-    there = show_endpoint(forward.target, PortRange(ports.first + forward.shift, ports.last + forward.shift))
+    there = show_endpoint(forward.target, ports.shifted(forward.shift))
     return there if ports.width == 1 else f"{there}/{ports.first}"
 
 

@@ -179,10 +179,12 @@ def _behind(header: Header) -> Iterator[Metric]:
     for late in header.late:
         longest[late.job] = max(longest[late.job], late.seconds)
     samples = tuple(Sample(seconds, _labels(job=job)) for job, seconds in longest.items())
-    yield Metric(f"{PREFIX}late_seconds", Type.GAUGE, "For how long work goes on that takes too long.", samples)
+    yield Metric(
+        f"{PREFIX}late_seconds", Type.GAUGE, "Seconds that overdue background jobs have been running.", samples
+    )
     for name, what, lost in (
         ("log_lines_lost", "Log lines that were not taken in time.", header.lost_lines),
-        ("connection_log_lost", "Begins and ends of connections that could not be logged in time.", header.unlogged),
+        ("connection_log_lost", "Connection start and end events not logged in time.", header.unlogged),
     ):
         yield Metric(f"{PREFIX}{name}", Type.COUNTER, what, (Sample(lost, {}, "_total"),))
 

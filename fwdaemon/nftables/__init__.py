@@ -1,6 +1,6 @@
 """Backend `nftables`: our rules in tables `ip kvm_portfwd` and `ip6 kvm_portfwd`.
 
-`ruleset` says what the tables shall hold, and `dispatch_chains` what of it each exposure has. `model` says what they
+`ruleset` says what the tables are to hold, and `dispatch_chains` what of it each exposure has. `model` says what they
 do hold, `difference` makes one script of the two, and `backend` is the only module here that touches the kernel. Be
 aware:
 

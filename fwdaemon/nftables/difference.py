@@ -1,4 +1,4 @@
-"""From what the kernel holds to what it shall hold: the shortest script of `nft` commands.
+"""From the tables the kernel holds to the desired ones: the shortest script of `nft` commands.
 
 `nft -f` takes the whole script as one transaction. An empty script means that nothing is to be done.
 """
@@ -284,7 +284,7 @@ class Plan:
         *,
         crowded: bool = False,
     ) -> "Plan":
-        """Compare what shall be with what is, `now` by CLOCK_BOOTTIME.
+        """Compare the desired tables with those there are, `now` by CLOCK_BOOTTIME.
 
         `refilling` writes what others had in sets that are made anew; it is `crowded` where that is very much.
         """

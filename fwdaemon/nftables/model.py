@@ -1,7 +1,7 @@
 """nftables' own nouns as far as we need them, tables, chains, rules, sets and verdict maps, read and written.
 
-The same `Table` describes what shall be and what is. A rule that was read back is known by its comment alone, so two
-chains are equal when their rules' comments are.
+The same `Table` describes what is desired and what is there. A rule that was read back is known by its comment alone,
+so two chains are equal when their rules' comments are.
 """
 
 import json

@@ -316,7 +316,7 @@ def _admits(asked: Forward | Claim, flow: Flow) -> bool:
 
 
 # What guests are refused for a while, once their connections were ended. One that stands for a whole port is enough
-# where there are many: any program that looks at the rules reads all of them, and in the legacy tables each is a rule.
+# where there are many: any program that looks at the rules reads all of them, and in iptables-legacy each is a rule.
 _ANYWHERE = {Family.IPV4: ip_address("0.0.0.0"), Family.IPV6: ip_address("::")}  # noqa: S104  nothing binds to these
 
 

@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Final, TypeAlias
 from uuid import UUID
 
-from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, PortMapping
+from fwdaemon.config.model import Config, ForwardEntry, GuestEntry
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Move, Network
 from fwdaemon.core.state import Namesake, Silent, Unchosen
 from fwdaemon.core.text import is_interface_name
@@ -351,14 +351,8 @@ def possible_families(entry: ForwardEntry) -> list[Family]:
         for family in Family
         if family in possible
         and family in admitted
-        and any(listens(entry, mapping, family) for mapping in entry.mappings)
+        and any(entry.listens_on(mapping, family) for mapping in entry.mappings)
     ]
-
-
-def listens(entry: ForwardEntry, mapping: PortMapping, family: Family) -> list[Address | None]:
-    """The listening addresses of one family; `None`, for every local address, where none are written."""
-    written = [mapping.listen] if mapping.listen else entry.listen
-    return [address for address in written if Family.of(address) is family] if written else [None]
 
 
 def is_named(entry: ForwardEntry, family: Family) -> bool:

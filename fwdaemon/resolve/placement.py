@@ -29,7 +29,6 @@ from fwdaemon.resolve.guests import (
     GuestFinder,
     bridge_of,
     is_named,
-    listens,
     namesake,
     namesakes_of_networks,
     possible_families,
@@ -379,7 +378,7 @@ def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
     sources = tuple(subnet for subnet in entry.sources if Family.of(subnet) is family)
     admission = entry.admission and entry.admission.of(family)
     for mapping in entry.mappings:
-        for listen in listens(entry, mapping, family):
+        for listen in entry.listens_on(mapping, family):
             yield Forward(
                 domain=guest.domain.name,
                 protocol=mapping.protocol,

@@ -277,10 +277,10 @@ def _in_order(address: Address) -> tuple[int, int]:
 
 def _is_everywhere(entry: GuestEntry) -> bool:
     """Whether an entry listens on every address; `_joined` keeps those apart."""
-    if not isinstance(entry, ForwardEntry) or entry.listen:
+    if not isinstance(entry, ForwardEntry):
         return False
     mappings: tuple[PortMapping | AutoMapping, ...] = (*entry.mappings, *entry.auto)
-    return any(mapping.listen is None for mapping in mappings)
+    return any(None in entry.listens_on(mapping) for mapping in mappings)
 
 
 def _is_lent(host: HostAddress, inventory: Inventory) -> bool:

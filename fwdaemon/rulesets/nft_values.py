@@ -7,7 +7,7 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, TypeAlias
 
-from fwdaemon.core.types import PROTOCOLS, Address, Protocol
+from fwdaemon.core.types import PROTOCOL_NUMBERS, Address, Protocol
 from fwdaemon.rulesets.packet import (
     CLIENT_PORTS,
     Packet,
@@ -54,7 +54,7 @@ class Labels:
 Value: TypeAlias = Address | int | str | Flags | Labels | Special | tuple["Value", ...]
 
 # What a rule of iptables-nft or of nft may write instead of a name.
-PROTOCOL_NAMES = {1: "icmp", 58: "ipv6-icmp"} | {number: protocol.value for number, protocol in PROTOCOLS.items()}
+PROTOCOL_NAMES = {PROTOCOL_NUMBERS[name]: str(name) for name in ("icmp", "ipv6-icmp", *Protocol)}
 _PORTS = ("tcp", "udp", "sctp", "th")
 _OTHER_PROTOCOLS = ("udplite", "dccp", "icmp", "icmpv6", "igmp", "esp", "ah", "comp", "gre", "arp")
 

@@ -88,7 +88,7 @@ class RuleLocation:
 
     @property
     def chain_name(self) -> str:
-        """Its chain, fit to be shown; `legacy` stands before one of the legacy tables."""
+        """Its chain, fit to be shown; `legacy` stands before one of the iptables-legacy tables."""
         name = f"{self.family} {self.table} {self.chain}"
         return shown(f"legacy {name}" if self.system is System.LEGACY else name)
 

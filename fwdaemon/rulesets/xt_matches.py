@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, TypeAlias
 
-from fwdaemon.core.types import Protocol
+from fwdaemon.core.types import PROTOCOL_NUMBERS, Protocol
 from fwdaemon.rulesets.rules import EMPTY, LAST_PORT, LAST_PROTOCOL, Field, Match, Range, Space, Spans, matching, one
 
 # The words of one rule of iptables as options, however they are written. Pure; the source is iptables(8).
@@ -120,25 +120,6 @@ def _end_of_values(words: Sequence[str], start: int) -> int:
 Services: TypeAlias = Callable[[str, str], int | None]
 """Gives the port of a service's name with a protocol, if it has one."""
 
-PROTOCOLS: Final[Mapping[str, int]] = {
-    "icmp": 1,
-    "igmp": 2,
-    "ipencap": 4,
-    "ipip": 4,
-    "tcp": 6,
-    "udp": 17,
-    "dccp": 33,
-    "gre": 47,
-    "esp": 50,
-    "ah": 51,
-    "icmpv6": 58,
-    "ipv6-icmp": 58,
-    "ospf": 89,
-    "vrrp": 112,
-    "l2tp": 115,
-    "sctp": 132,
-    "udplite": 136,
-}
 _LONGEST_NUMBER: Final = 5
 _PLAIN_MODULES: Final = frozenset(
     {"tcp", "udp", "sctp", "multiport", "comment", "conntrack", "state", "addrtype", "iprange"}
@@ -249,7 +230,7 @@ class _Reader:
         name = text.lower()
         if name in ("all", "0"):
             return Spans(((0, LAST_PROTOCOL),))
-        return one(_number(name, LAST_PROTOCOL) if name.isdigit() else PROTOCOLS[name])
+        return one(_number(name, LAST_PROTOCOL) if name.isdigit() else PROTOCOL_NUMBERS[name])
 
     def ports(self, text: str) -> Spans:
         """Read `80`, `80:90`, `:90` and `http,443,1000:2000`."""
@@ -349,5 +330,5 @@ _READERS: Final[Mapping[str, tuple[Field, Callable[..., Spans]]]] = {
     **dict.fromkeys(("--loose", "--validmark", "--accept-local"), (Field.TRANSLATED, _Reader.way_back)),
     "--invert": (Field.TRANSLATED, _Reader.no_way_back),
 }
-WITH_PORTS: Final[Mapping[Protocol, int]] = {protocol: PROTOCOLS[protocol] for protocol in Protocol}
+WITH_PORTS: Final[Mapping[Protocol, int]] = {protocol: protocol.number for protocol in Protocol}
 """The numbers of the protocols that have ports."""

@@ -172,10 +172,15 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Which of the kernel's rule systems the rules are in, `nftables` or `iptables`, and why."""
+    """Which of the kernel's rule systems the rules are in, by its name in the configuration and for people, and why."""
 
     backend: str
+    title: str
     reason: str
+
+    def as_json(self) -> dict[str, str]:
+        """Give it with stable keys."""
+        return {"name": self.backend, "title": self.title, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +219,7 @@ class LibvirtState:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The last time the kernel was brought to what it shall hold; `error` says that it was not."""
+    """The last time the kernel was brought to the desired state; `error` says that it was not."""
 
     at: datetime
     seconds: float
@@ -266,7 +271,7 @@ class Header:
             "daemon": None
             if self.daemon is None
             else {"pid": self.daemon.pid, "since": time_as_json(self.daemon.since)},
-            "backend": None if self.rules is None else {"name": self.rules.backend, "reason": self.rules.reason},
+            "backend": None if self.rules is None else self.rules.as_json(),
             "configuration": _configuration(self.configuration),
             "libvirt": [_libvirt(state) for state in self.libvirt],
             "last_look": None if self.last_pass is None else _last_pass(self.last_pass),

@@ -25,7 +25,7 @@ _AGAIN_S: Final = 0.2
 # How often the watchdog is fed in the time that it allows; sd_watchdog_enabled(3) advises twice.
 _FEEDS: Final = 4
 # What runs in another thread may take so many times longer than the loop may take for a turn: ten thousand forwards in
-# the legacy tables are legitimate work, and each program that is started has its own limit.
+# the iptables-legacy tables are legitimate work, and each program that is started has its own limit.
 _LENIENCE: Final = 5
 
 

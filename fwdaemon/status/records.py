@@ -20,7 +20,7 @@ from fwdaemon.audit.journal import ARREARS, LATE_S
 from fwdaemon.audit.lines import format_fault, format_setting
 from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure, Forward
-from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, Reason, ReconcileReport
+from fwdaemon.core.report import AnyFault, Cause, Change, Fault, FaultKind, Location, Reason, ReconcileReport
 from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.types import Family, FleetState, Job, Origin
 from fwdaemon.errors import KernelError, Problem
@@ -194,6 +194,10 @@ class Records:
             self.unlogged(),
         )
 
+    def faults_of(self, kind: FaultKind) -> tuple[Fault, ...]:
+        """Give what the last pass found wrong of one kind."""
+        return tuple(item for item in self._problems if isinstance(item, Fault) and item.kind is kind)
+
     def _all_problems(self) -> Iterator[AnyFault]:
         if self._late is not None:
             yield self._late
@@ -216,7 +220,9 @@ class Records:
 
 def rules_at(location: Location | None) -> Rules | None:
     """Say where the rules are, and why there, as the status has it."""
-    return None if location is None else Rules(location.backend, format_location_reason(location.reason))
+    if location is None:
+        return None
+    return Rules(location.backend, location.title, format_location_reason(location.reason))
 
 
 def uplinks_of(desired: Desired | None) -> tuple[str, ...]:

@@ -226,7 +226,6 @@ def _order(row: Row) -> tuple[object, ...]:
 
 
 # How the daemon is, in one line for `systemctl status`. Pure; `kvm-portfwd status` shows all of it.
-_RULES_IN: Final = {"nftables": "nftables", "iptables": "legacy iptables tables"}
 _REFUSED: Final = "a newer configuration is refused"
 
 
@@ -239,7 +238,7 @@ def _parts(desired: Desired | None, header: Header, silent: Sequence[str]) -> It
     if desired is not None:
         yield _exposures(desired)
     if header.rules is not None:
-        yield _RULES_IN.get(header.rules.backend, header.rules.backend)
+        yield header.rules.title
     yield f"no answer from libvirt at {', '.join(silent)}" if silent else "libvirt answers"
     if header.configuration.refused is not None:
         is_last_good = header.configuration.is_last_good

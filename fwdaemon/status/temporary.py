@@ -39,7 +39,7 @@ from fwdaemon.status.reloads import STATE, replace_whole
 _log = logging.getLogger(__name__)
 
 
-# How long something may be open, in seconds, and is by default; what is to last longer belongs into the file.
+# How long something may be open, in seconds, and is by default; what is to last longer belongs in the file.
 OPEN_S, DEFAULT_S = (1, 7 * 24 * 3600), 3600
 MOST: Final = 256
 # What an opened forward has in place of the name of a file.

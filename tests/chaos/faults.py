@@ -10,10 +10,12 @@ from tests.chaos.foreign import install_bystander
 from tests.chaos.guests import is_running
 from tests.chaos.listing import NFT, Listing
 from tests.chaos.model import RENAMED, TEMPORARY
+from tests.chaos.probes import Probe, ask
 from tests.chaos.reloading import Reloading, portfwd
 from tests.chaos.rule_faults import RULE_FAULTS
 from tests.chaos.shortages import Shortages
 from tests.chaos.stage import Stage
+from tests.lab.host import CLIENT4, PUBLIC4_SECOND
 from tests.lab.place import wait_until
 
 _WRONG = {
@@ -34,6 +36,7 @@ _FLOODS = {
     "links": "for n in $(seq 100); do ip link add flood type veth peer name flood2 && ip link del flood; done",
 }
 _FLUTTERS, _DEFINITIONS = 30, 10_000
+_BRIEFLY = "3s"
 # What one daemon alone is short of.
 _OF_DAEMON = {"threads", "descriptors"}
 
@@ -76,6 +79,7 @@ class Faults:
             "give-back": self._give_back,
             "flood": self._flood,
             "open": lambda: self._open("open", "--for", "1d", opened=True),
+            "open-briefly": self._open_briefly,
             "close": lambda: self._open("close", opened=False),
             "reload": self._reloading.reload,
             "set-file": self._reloading.set_file,
@@ -220,6 +224,19 @@ class Faults:
         ports = [port.word for port in TEMPORARY.ports]
         portfwd(self._host, verb, TEMPORARY.domain, *ports, *rest)
         self._world.opened = opened
+
+    def _open_briefly(self, daemon: str) -> None:
+        """Open it for a moment, or let what is open end so soon, while the daemon is `running`, `stopped` or `killed`.
+
+        Nothing answers after that, before another daemon is there to take the rules away.
+        """
+        self._open("open", "--for", _BRIEFLY, opened=False)
+        if daemon == "stopped":
+            self._stop_daemon(remove=False)
+        elif daemon == "killed":
+            self._kill_daemon()
+        places = [Probe("outside", CLIENT4, port.protocol, PUBLIC4_SECOND, port.first) for port in TEMPORARY.ports]
+        wait_until(lambda: not any(ask(self._stage, place) for place in places), "what was opened briefly has ended")
 
     def _flood(self, kind: str) -> None:
         if kind == "pauses":

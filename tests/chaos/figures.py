@@ -39,7 +39,8 @@ guest itself, and none may lose anything. They pause where no host could carry t
 last NAT rule, when a foreign rule that refuses everything is put ahead of all others, and while libvirt writes its own
 rules anew after a wipe. The very same connections have to go on afterwards. `flush`, and a stop that removes
 everything, have to end them instead and leave nothing behind; a stop that keeps everything has to leave it exactly as
-it was. `open` opens a port for a while, which comes back with the daemon until `close`.
+it was. `open` opens a port for a while, which comes back with the daemon until `close`; with `open-briefly`, it ends on
+time, in that very round, with the daemon running, stopped or killed.
 
 *Worst* is the longest time from the end of a fault until everything was right again, on a machine as busy as it was.
 Where none is given, the fault left a state, such as the daemon killed, in which that could not be asked.

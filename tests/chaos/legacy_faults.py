@@ -1,4 +1,4 @@
-"""Faults of our chains in the legacy tables, and of what links them to the kernel's own."""
+"""Faults of our chains in iptables-legacy, and of what links them to the kernel's own."""
 
 from random import Random
 

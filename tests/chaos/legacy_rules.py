@@ -1,4 +1,4 @@
-"""Our chains in the legacy tables, read back from iptables-legacy-save: which exposures they hold, and what else."""
+"""Our chains in iptables-legacy, read back from iptables-legacy-save: which exposures they hold, and what else."""
 
 import re
 from collections import Counter

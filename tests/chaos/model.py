@@ -155,7 +155,7 @@ TEMPORARY = Entry("a", (Port(8010, 80, listen=PUBLIC4_SECOND),), reserved=True)
 # What a domain is allowed to ask for in its own definition, and the port of what it is not.
 ASKED = Entry("a", (Port(8020, 80, listen=PUBLIC4_SECOND),), reserved=True)
 REFUSED = 8030
-# Without these the daemon can bring about nothing; of the lock, only what is in the legacy tables.
+# Without these the daemon can bring about nothing; of the lock, only what is in iptables-legacy.
 _NEEDED, _LEGACY_NEEDS = {"threads", "descriptors", "nft"}, {"lock"}
 ALWAYS = tuple(name for name in ENTRIES if name.startswith(STEADY))
 _HEAD = """\
@@ -179,7 +179,7 @@ class World:
 
     `opened` says that something is open for a while. `removed` says that all rules of ours were taken away on purpose,
     and have not come back yet. `short` names what there is not enough of, as `shortages` does. `legacy` says that our
-    rules are in the legacy tables. `automatic` says which port a domain was given. Of the sets, `banned` is what others
+    rules are in iptables-legacy. `automatic` says which port a domain was given. Of the sets, `banned` is what others
     hold in theirs, `listed` names what the file held when it was last right, and `misread` says that it is wrong now.
     """
 

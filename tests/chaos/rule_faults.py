@@ -96,7 +96,7 @@ RULE_FAULTS: dict[str, RuleFault] = {
     "nft-flush-listed": RuleFault(nft("flush set ip kvm_portfwd set_listed"), _ON_NFT),
     "nft-flush-deny": RuleFault(nft("flush chain ip kvm_portfwd deny.banned"), _ON_NFT),
     "nft-swap-elements": RuleFault(nft_faults.swap_elements, _ON_NFT),
-    # Ours alone, in the legacy tables.
+    # Ours alone, in iptables-legacy.
     "legacy-delete-rule": RuleFault(legacy_faults.delete_rule, _ON_LEGACY),
     "legacy-double-rule": RuleFault(legacy_faults.double_rule, _ON_LEGACY),
     "legacy-move-rule": RuleFault(legacy_faults.move_rule, _ON_LEGACY),

@@ -32,7 +32,7 @@ WEB = entry("web", "8000:80 9000", "WEB4", 'deny = ["set:blocklist"]') + SETS
 def scene(shared_scene: Scene) -> Iterator[Scene]:
     """The scene with an empty list of networks."""
     shared_scene.host.run("mkdir", "-p", "/etc/portfwd.d")
-    write(shared_scene, "# nobody yet\n")
+    write(shared_scene, "# none yet\n")
     yield shared_scene
     shared_scene.host.run("rm", "-rf", "/etc/portfwd.d")
 
@@ -69,6 +69,10 @@ def write(scene: Scene, text: str) -> None:
     scene.host.run("sh", "-c", 'cat >"$1"', "sh", LIST, stdin=text)
 
 
+def is_a_problem(scene: Scene, text: str) -> bool:
+    return any(text in problem for problem in json.loads(scene.host.portfwd("status", "--json").stdout)["problems"])
+
+
 def is_served(scene: Scene, source: str = CLIENT4) -> bool:
     return scene.host.outside.fetch(URL, source=source, timeout=0.5).answered
 
@@ -91,9 +95,12 @@ def test_who_is_put_into_a_file_is_cut_off_and_a_wrong_file_changes_nothing(with
     daemon.wait_log(rf"^error: {LIST}:2: .*nonsense")
     assert is_served(scene, CLIENT4_SECOND)
     assert not is_served(scene)
-    status = json.loads(scene.host.portfwd("status", "--json").stdout)
-    assert any("nonsense" in problem for problem in status["problems"])
+    assert is_a_problem(scene, "nonsense")
+    # Blank, as an editor leaves it for a moment, it lets no one in either.
     write(scene, "")
+    wait_until(lambda: is_a_problem(scene, f"{LIST}:1: is empty, while 1 network "), "the blank file is refused")
+    assert not is_served(scene)
+    write(scene, "# none\n")
     wait_until(lambda: is_served(scene), "the client is served again")
 
 
@@ -189,6 +196,9 @@ def test_what_the_host_lacks_for_sets_is_refused_by_check_and_by_a_reload(scene:
     wait_until(lambda: is_served(scene), "the rules are there")
     host.run("mv", program, f"{program}.away")
     try:
+        opened = host.portfwd("open", "web", "8022:80")
+        assert re.search("^warning: .* the clock is put back .* package ipset", opened.stderr, re.MULTILINE)
+        host.portfwd("close", "web")
         host.write("/etc/portfwd.toml", EVERYWHERE + filled(WEB))
         for command, what in ("check", "/etc/portfwd.toml:"), ("reload", "the old one stays in force"):
             refused = host.portfwd(command, check=False)
@@ -202,6 +212,10 @@ def test_what_the_host_lacks_for_sets_is_refused_by_check_and_by_a_reload(scene:
         host.run("mv", f"{program}.away", program)
     assert host.portfwd("check").stdout.startswith("/etc/portfwd.toml: fine")
     daemon.reload()
+    assert not host.portfwd("open", "web", "8022:80").stderr
+    host.portfwd("close", "web")
+    host.write("/etc/portfwd.toml", HEAD + filled(entry("web", "8000:80", "WEB4", "max_open = 9")))
+    assert "warning: max_open counts anew in iptables-legacy" in host.portfwd("check").stderr
 
 
 def ban_in_ipset(scene: Scene, verb: str, *element: str) -> None:

@@ -10,7 +10,7 @@ from tests.chaos.actions import SHORTAGES, Action
 from tests.lab.release import DEBIAN12_LEGACY, DEBIAN13_NFTABLES, Flavour
 
 # Who may connect is known again after a kill and a wipe; something is open for a while through every shortage, with
-# something to do meanwhile, and each way to end the daemon.
+# something to do meanwhile, and each way to end the daemon. In the end, time runs out while no daemon is there.
 _EVERYTHING = """\
 open
 metadata a allowed
@@ -54,7 +54,9 @@ daemon-start
 daemon-remove
 daemon-start
 start a
-close"""
+close
+open-briefly killed
+daemon-start"""
 # Of the shortages, those that meet another rule system in another way.
 _OF_RULES = """\
 open
@@ -80,7 +82,8 @@ daemon-start
 daemon-remove
 daemon-start
 start a
-close"""
+open-briefly stopped
+daemon-start"""
 _ROUNDS, _SEED = 3, 7
 
 

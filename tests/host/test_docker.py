@@ -182,6 +182,10 @@ def test_beside_dockers_own_daemon_that_starts_after_libvirt_and_us(beside: Scen
         daemon = beside.start(KEY)
         works(beside)
         with dockerd(host):
+            # It finds forwarding turned on, and so leaves the policy as it is; its chains come all the same.
+            chain = forward_chain(host, "iptables-nft")
+            assert chain[0] == "-P FORWARD ACCEPT"
+            assert any("DOCKER" in rule for rule in chain)
             works(beside)
             together = reach(beside)
             daemon.terminate()

@@ -243,7 +243,7 @@ def test_a_program_that_hangs_does_not_keep_the_daemon_from_ending(
 
 
 REMOVING = 'on_stop = "remove"\n'
-LEFT = "not everything could be removed; the next start does that, or kvm-portfwd flush"
+LEFT = "not all could be removed; restart the daemon or run `kvm-portfwd flush` to remove the rest"
 
 
 @pytest.mark.on(LibvirtFirewall.NFTABLES)

@@ -74,23 +74,43 @@ def test_the_journal_tells_a_guest_s_story(host: Host, network: MakeNetwork, lxc
     assert problem["MESSAGE"].startswith("/etc/portfwd.toml:2: ")
 
 
-# Fills the queue of a journal that reads nothing, by as many sockets as it takes. It ends once one has no room for a
-# first message.
+# Fills the queue of a journal that reads nothing, by as many sockets as it takes, as each has a bound of its own. It
+# prints how many messages there was room for, and ends once a socket has none for its first.
 FILLS = """
 import socket
-senders = []
-while True:
+senders, sent, before = [], 0, -1
+while sent > before:
+    before = sent
     senders.append(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     senders[-1].connect("/run/systemd/journal/socket")
-    sent = 0
     try:
         while True:
             senders[-1].send(b"MESSAGE=no room\\n", socket.MSG_DONTWAIT)
             sent += 1
     except BlockingIOError:
-        if not sent:
-            break
+        pass
+print(sent)
 """
+
+
+def room_left(host: Host) -> int:
+    """Fill the journal's queue; gives how many messages there was room for."""
+    return int(host.run(host.python, "-c", FILLS).stdout)
+
+
+# Opens more connections at once than the log of connections may write: a datagram from a new port is one.
+BURST = f"""
+import socket
+for _ in range(3000):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"?", ("{PUBLIC4}", 5300))
+"""
+
+
+def lost_connections(host: Host) -> int:
+    """How many begins and ends of connections were not logged, as the daemon counts them."""
+    number: int = json.loads(host.run(host.python, *STATUS, check=False).stdout)["lost_connection_events"]
+    return number
 
 
 def journaled_daemon(host: Host, config: str) -> Daemon:
@@ -108,11 +128,12 @@ def is_fed(daemon: Daemon) -> None:
 def test_a_journal_that_takes_nothing_holds_up_nothing(scene: Scene, journald: Process) -> None:
     host, url = scene.host, f"http://{PUBLIC4}:8000/"
     before = len(actions(host))
-    good = HEAD + 'on_stop = "remove"\n' + filled(entry("web", "8000:80", "WEB4"))
+    good = HEAD + 'on_stop = "remove"\n' + filled(entry("web", "8000:80 5300/udp", "WEB4", "log = true"))
     daemon = journaled_daemon(host, good)
     try:
         scene.answers(lambda: host.outside.fetch(url), f"web {CLIENT4}")
-        wait_until(lambda: "added" in actions(host)[before:], "the start is in the journal")
+        wait_until(lambda: {"added", "connected"} <= {*actions(host)[before:]}, "the start is in the journal")
+        assert lost_connections(host) == 0
         journald.send(signal.SIGSTOP)
         # A line for each of these: more than the kernel keeps for a journal that reads none.
         host.write(CONFIG, "[daemon]\n" + "".join(f"key{number} = 1\n" for number in range(900)))
@@ -120,6 +141,8 @@ def test_a_journal_that_takes_nothing_holds_up_nothing(scene: Scene, journald: P
         wait_until(
             lambda: "key899" in host.run(host.python, *STATUS, check=False).stdout, "the status tells the refusal"
         )
+        host.outside.run([host.python, "-c", BURST])
+        wait_until(lambda: lost_connections(host) > 0, "what is not logged is counted")
         scene.wipe()
         scene.answers(lambda: host.outside.fetch(url), f"web {CLIENT4}")
         is_fed(daemon)
@@ -128,6 +151,7 @@ def test_a_journal_that_takes_nothing_holds_up_nothing(scene: Scene, journald: P
     finally:
         journald.send(signal.SIGCONT)
         assert daemon.terminate() == 0
+    wait_until(lambda: "unlogged" in actions(host)[before:], "the journal tells how many connections were not logged")
     told = actions(host)[before:]
     assert told.count("refused") >= 900
     assert told.index("restored") > told.index("refused")
@@ -143,7 +167,7 @@ def test_a_journal_that_takes_nothing_holds_up_no_restart(scene: Scene, journald
     wait_until(lambda: "added" in actions(host), "the start is in the journal")
     journald.send(signal.SIGSTOP)
     try:
-        host.run(host.python, "-c", FILLS)
+        assert room_left(host) > 0
         killed.kill()
         scene.wipe()
         scene.refused(lambda: host.outside.fetch(url, timeout=0.3))
@@ -153,7 +177,7 @@ def test_a_journal_that_takes_nothing_holds_up_no_restart(scene: Scene, journald
             is_fed(daemon)
             scene.wipe()
         scene.answers(lambda: host.outside.fetch(url), f"web {CLIENT4}")
-        assert host.run(host.python, "-c", FILLS).returncode == 0, "nothing has been taken meanwhile"
+        assert room_left(host) == 0, "nothing has been taken meanwhile"
     finally:
         journald.send(signal.SIGCONT)
     wait_until(lambda: "restored" in actions(host), "the journal tells of the wipes")

@@ -1,4 +1,4 @@
-"""Where libvirt writes to the legacy tables: our rules are there, in company, and follow when libvirt moves."""
+"""Where libvirt writes to iptables-legacy: our rules are there, in company, and follow when libvirt moves."""
 
 import re
 import time
@@ -119,7 +119,7 @@ def test_rules_follow_libvirt_from_side_to_side(movable_host: Host) -> None:
                 wait_until(lambda: host.outside.fetch(URL).answered, "new connections work", timeout=2)
                 wait_until(partial(_only_on, host, firewall), f"our rules are where {firewall} is, and only there")
             assert host.outside.fetch(URL).text == f"web {CLIENT4}"
-        moves = ["nftables", "the legacy iptables tables", "nftables"]
+        moves = ["nftables", "iptables-legacy", "nftables"]
         wait_until(
             lambda: re.findall("^rules are in (.*): ", daemon.process.text(), re.MULTILINE) == moves,
             "each move is told",

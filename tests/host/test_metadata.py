@@ -1,6 +1,7 @@
 """Domains open ports by their own definitions as far as a policy covers that; whatever else is there opens nothing."""
 
 import struct
+import time
 import xml.etree.ElementTree as ET
 from contextlib import suppress
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Self
 import libvirt
 import pytest
 
+from fwdaemon.triggers import SHARE, SHARE_OF_EVENTS, STOCK_OF_EVENTS_S, STOCK_S
 from tests.conftest import MakeNetwork, StartDaemon
 from tests.host.conftest import HEAD, Scene, each_backend
 from tests.host.test_conflicts import OFTEN
+from tests.host.test_hostile_floods import UNDER_WAY_S, UNSEEN, processor_time
 from tests.host.test_public_address import MAIL4, holds
 from tests.host.test_reach import url
+from tests.lab.daemon import Daemon
 from tests.lab.domain import Guest, Link
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.lxc import LxcGuest
@@ -32,7 +36,10 @@ HOSTILE = (
     f"<forwards>{'<a>' * 200}{'</a>' * 200}</forwards>",
     f"<forwards>{'<a>' * 5000}{'</a>' * 5000}</forwards>",
     "<forwards xmlns='urn:other'><forward ports='8010:80'/></forwards>",
-    "<forwards><o:forward xmlns:o='urn:other' ports='8010:80'/><forward xmlns='' ports='8010:80'/></forwards>",
+    "<forwards><o:forward xmlns:o='urn:other' ports='8010:80'/></forwards>",
+    "<forwards><o:x xmlns:o='urn:other'><forward ports='8010:80'/></o:x></forwards>",
+    "<forwards>&lt;forward ports='8010:80'/&gt;<![CDATA[<forward ports='8010:80'/>]]></forwards>",
+    "<forwards><forward xmlns:o='urn:other' o:ports='8010:80'/><!-- <forward ports='8010:80'/> --></forwards>",
     "<forwards><forward ports='8010:80' network='&#10;&#13;&#9;\x7f\u2028\u202e'/></forwards>",
     "<forwards><forward ports='8010:80' sources='203.0.113.0/24; } flush ruleset'/></forwards>",
 )
@@ -82,16 +89,41 @@ def test_hostile_metadata_costs_its_own_domain_and_no_other(scene: Scene) -> Non
     daemon.wait_log(
         r"^declined neighbour: metadata, is larger than 64 KiB; nothing of it is in force \(domain neighbour"
     )
-    for text in HOSTILE:
-        with suppress(libvirt.libvirtError):  # libvirt refuses some of them itself
-            set_metadata(scene.neighbour, NAMESPACE, text)
+    used, lasted = flood(scene, daemon)
+    # What was saved up may go first, then what came in; all that was begun is paid for once another domain is served.
+    share = SHARE + SHARE_OF_EVENTS
+    assert used <= STOCK_S + STOCK_OF_EVENTS_S + share * lasted * (1 + UNSEEN) + UNDER_WAY_S
+    assert len([line for line in daemon.log_lines() if line.text.startswith("declined neighbour")]) <= 7
+
+
+def flood(scene: Scene, daemon: Daemon) -> tuple[float, float]:
+    """Change what one domain asks for 200 times, until another is served; what the daemon uses, and for how long."""
+    before, began = processor_time(daemon.pid), time.monotonic()
     for number in range(200):
         set_metadata(
             scene.neighbour, NAMESPACE, f"<forwards><forward ports='{number + 1}:80' x='&#10;\u202e'/></forwards>"
         )
     ask(scene, scene.web, '<forward ports="8001:80" sources="0.0.0.0/0"/>')
     scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"), f"web {CLIENT4}")
-    assert len([line for line in daemon.log_lines() if line.text.startswith("declined neighbour")]) <= 7
+    return processor_time(daemon.pid) - before, time.monotonic() - began
+
+
+@pytest.mark.in_turn
+def test_hostile_metadata_opens_nothing_and_ends_what_was_open(scene: Scene) -> None:
+    """Most of it has a port in it that the policy covers, so that whatever gets it wrong would open that."""
+    scene.daemon(ALLOW)
+    taken = 0
+    for text in HOSTILE:
+        ask(scene, scene.neighbour, '<forward ports="8010:80"/>')
+        scene.answers(lambda: scene.host.outside.fetch(url(PUBLIC4, 8010)), f"neighbour {CLIENT4}")
+        with suppress(libvirt.libvirtError):  # libvirt refuses some of them itself
+            set_metadata(scene.neighbour, NAMESPACE, text)
+            taken += 1
+            scene.refused(lambda: scene.host.outside.fetch(url(PUBLIC4, 8010)), f"8010 is closed by {text[:80]}")
+    assert taken >= len(HOSTILE) - 4  # entities, and what is too deep
+    # An element without a namespace is put into ours by libvirt, so it is a wish like any other.
+    set_metadata(scene.neighbour, NAMESPACE, "<forwards><forward xmlns='' ports='8010:80'/></forwards>")
+    scene.answers(lambda: scene.host.outside.fetch(url(PUBLIC4, 8010)), f"neighbour {CLIENT4}")
 
 
 @pytest.mark.in_turn

@@ -109,7 +109,7 @@ def test_no_forward_is_down_on_the_way_there_and_back(administrator: Administrat
             for step in there:
                 administrator.follow(step)
         assert "DNAT-web" not in host.snapshot_foreign()
-        # In the legacy tables the old tool's NAT goes ahead of everybody's, and only then it makes its accept rule.
+        # In iptables-legacy the old tool's NAT goes ahead of everybody's, and only then it makes its accept rule.
         its_own_gap = host.flavour.firewall is LibvirtFirewall.LEGACY
         with nullcontext() if its_own_gap else always_answered(host):
             administrator.follow(back)

@@ -12,7 +12,7 @@ from functools import partial
 import libvirt
 import pytest
 
-from tests.host.conftest import Conversation, rules_have_no_part
+from tests.host.conftest import Conversation, each_backend, rules_have_no_part
 from tests.host.moving import (
     HELD,
     MAIL4,
@@ -32,7 +32,7 @@ from tests.host.moving import (
 from tests.lab.host import PUBLIC4, Host
 from tests.lab.pair import SECOND4, Answerers, Holders, Pair
 from tests.lab.place import wait_until
-from tests.lab.release import Flavour, LibvirtFirewall
+from tests.lab.release import Flavour
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_streams_go_on_and_addresses_are_never_held_twice(move: Move) -> None:
     assert set(map(tuple, answerers.seen.values())) == {(1, 2, 1)}
 
 
-@pytest.mark.on(LibvirtFirewall.LEGACY)  # and with the older libvirt
+@each_backend
 def test_what_a_definition_asks_for_moves_with_the_guest(pair: Pair) -> None:
     """The other host knows nothing of the guest: its configuration is a policy. Its automatic port goes along."""
     policy = f'[[allow]]\ndomains = ["v?"]\nports = ["8000-8009"]\npublic = ["{MAIL4}"]\nassign = "eth0"\n'

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from tests.host.conftest import HEAD, Scene, each_backend, entry, filled, rules_have_no_part
+from tests.host.test_status import CONTROL, GROUP_NUMBER, as_user, raw
+from tests.lab.command import Completed
 from tests.lab.daemon import Daemon
 from tests.lab.host import CLIENT4, PUBLIC4
 from tests.lab.place import wait_until
@@ -22,10 +24,10 @@ def opened(scene: Scene, *words: str) -> str:
     return scene.host.portfwd("open", *words).stdout
 
 
-def started(scene: Scene, entries: str) -> Daemon:
+def started(scene: Scene, entries: str, head: str = HEAD) -> Daemon:
     """Start the daemon on entries; the guests' addresses are learned from the network."""
     scene.host.run("rm", "-rf", STATE)
-    return scene.daemon(entries)
+    return scene.daemon(entries, head)
 
 
 @each_backend
@@ -77,7 +79,11 @@ def test_what_it_carries_ends_with_it_and_other_connections_go_on(shared_scene: 
 @rules_have_no_part
 def test_only_root_opens_and_nothing_that_is_taken(shared_scene: Scene) -> None:
     scene = shared_scene
-    started(scene, NEIGHBOUR)
+    started(scene, NEIGHBOUR, HEAD + CONTROL)
+    # Members of the group may ask, and change nothing.
+    wait_until(lambda: _replied(scene, "Status").returncode == 0, "the group may connect")
+    for method in ("Open", "Close", "Confirm"):
+        assert json.loads(_replied(scene, method).stdout)["error"] == "org.varlink.service.PermissionDenied"
     taken = scene.host.portfwd("open", "web", "9002:80", check=False)
     assert (taken.returncode, "*:9002/tcp: neighbour has it already (/etc/portfwd.toml:" in taken.stderr) == (1, True)
     assert scene.host.portfwd("open", "web", "1", "--for", "8d", check=False).returncode == 2
@@ -109,6 +115,11 @@ def test_who_cuts_off_the_own_way_in_gets_it_back(shared_scene: Scene) -> None:
     assert scene.host.portfwd("confirm").stdout == "/etc/portfwd.toml stays in force\n"
     scene.refused(lambda: scene.host.outside.tcp(PUBLIC4, 9000))
     server.stop()
+
+
+def _replied(scene: Scene, method: str) -> Completed:
+    """Call as a user who is in the group."""
+    return scene.host.run(*as_user(raw(method), GROUP_NUMBER), check=False)
 
 
 def _is_over(scene: Scene) -> bool:

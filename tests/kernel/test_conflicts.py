@@ -300,7 +300,7 @@ def test_a_journal_is_spared_a_long_list(at_end: ExitStack) -> None:
         listening(at_end, socket.SOCK_STREAM, ("0.0.0.0", item.ports.first))  # noqa: S104  a namespace
     found = ConflictWatch(SystemRunner()).find(Desired().having(many), LOCAL, full=True)
     assert len(found) == 21
-    assert format_fault(found[-1]).startswith("10 more ports conflict with the host's processes or rules")
+    assert format_fault(found[-1]).startswith("10 more ports conflict with others' processes or rules")
 
 
 @pytest.mark.usefixtures("namespace")

@@ -200,7 +200,7 @@ def test_an_element_more_is_heard_of_and_costs_no_listing(host: Host) -> None:
     assert host.externals.take_added().addresses == {ip_address(f"203.0.113.{number}") for number in range(3)}
     assert not host.apply()
     assert host.runner.ran == []
-    ranges = host.externals.ranges(0)[Family.IPV4, "banned"]
+    ranges = host.externals.ranges()[Family.IPV4, "banned"]
     assert [ranges.holds(ip_address(f"203.0.113.{number}")) for number in (0, 2, 3)] == [True, True, False]
 
 

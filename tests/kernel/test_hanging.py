@@ -199,3 +199,11 @@ def test_an_iptables_that_hangs_does_not_keep_nftables_from_healing(
     assert not netfilter.apply(ALL, full=True).faults
     netfilter.remove()
     netfilter.close()
+
+
+def test_a_program_that_reads_late_gets_all_of_its_input(tmp_path: Path) -> None:
+    """As `ipset restore` with a large set does on a busy machine."""
+    program = tmp_path / "late"
+    program.write_text("#!/bin/sh\nsleep 1\nexec wc -c\n")
+    program.chmod(0o755)
+    assert int(SystemRunner(str(tmp_path)).run("late", stdin="x" * 1_000_000).stdout) == 1_000_000

@@ -163,7 +163,7 @@ def test_forwarding_of_one_interface_is_turned_on_and_back(links: Links, begin: 
     host, state = begin(), Desired(uplinks=frozenset({"eth0"}), inside=frozenset({"virbr1"})).having([WEB])
     name = "net.ipv4.conf.eth0.forwarding"
     result = host.apply(state, ip_forward=True, full=True)
-    assert sentences.faults(result)[0].startswith(f"{name} stays off: no rules keep everything else out")
+    assert sentences.faults(result)[0].startswith(f"{name} stays off: no rules block other traffic arriving there")
     assert (sysctl.read(name), result.settings) == ("0", ())
     assert not host.confine(state, ip_forward=False).switched
     confined = host.confine(state, ip_forward=True)

@@ -1,4 +1,4 @@
-"""Sets of sources in the legacy tables: ours are filled and put right, and those of others come back after a wipe."""
+"""Sets of sources in iptables-legacy: ours are filled and put right, and those of others come back after a wipe."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -147,7 +147,7 @@ def test_elements_of_others_are_known_and_come_back_after_a_wipe(another: Anothe
     ban("203.0.113.9", "timeout", "3600")
     ban("192.0.2.8/29")
     backend.apply(STATE, full=False)
-    ranges = externals.ranges(0)[PLACE]
+    ranges = externals.ranges()[PLACE]
     assert [ranges.holds(ip_address(f"192.0.2.{number}")) for number in (7, 8, 15, 16)] == [False, True, True, False]
     for damage in (wipe, lambda: run(["ipset", "flush"])):
         damage()

@@ -1,4 +1,4 @@
-"""Chains of others in the legacy tables, whose names are any bytes: never read as text, and never touched."""
+"""Chains of others in iptables-legacy, whose names are any bytes: never read as text, and never touched."""
 
 import os
 import re
@@ -126,7 +126,7 @@ def test_a_chain_that_others_lead_to_is_emptied_and_left(
     backend.apply(ALL, full=False)
     result = backend.remove()
     (fault,) = sentences.faults(result)
-    assert f"the chain {chain} in the legacy table {table} of IPv{family} is empty now, but stays" in fault
+    assert f"the chain {chain} in the iptables-legacy table {table} of IPv{family} is empty now, but stays" in fault
     assert backend.preview(Desired()).faults == backend.remove().faults == result.faults
     assert (theirs(), ours()) == (before, [f":{chain} - [0:0]".encode(), *hanging])
     iptables("-t", table, "-D", hook, *rule, family=family)

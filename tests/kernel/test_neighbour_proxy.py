@@ -356,13 +356,13 @@ def test_too_many_subnets_are_a_fault(links: Links, make: Make) -> None:
     links.host.ip(*(f"route add {subnet} dev virbr1" for subnet in subnets))
     routes = frozenset(route(subnet, proxy="eth0") for subnet in subnets)
     (fault,) = sentences.faults(make().apply(routes, NO_ADDRESS))
-    assert fault.startswith("cannot listen for questions about ")
+    assert fault.startswith("cannot listen for ARP/ND requests for ")
 
 
 def test_nobody_has_mac_addresses_on_a_tunnel(links: Links, make: Make) -> None:
     links.host.ip("tuntap add tun0 mode tun", "link set tun0 up", "address add 2001:db8:7::1/64 dev tun0")
     (fault,) = sentences.faults(make().apply(frozenset({route(WIDE, proxy="tun0")}), NO_ADDRESS))
-    assert fault == f"cannot listen for questions about {WIDE} on tun0: the link has no MAC addresses"
+    assert fault == f"cannot listen for ARP/ND requests for {WIDE} on tun0: the link has no MAC addresses"
 
 
 def test_only_what_is_routed_to_the_network_is_answered_for(links: Links, make: Make) -> None:

@@ -7,7 +7,7 @@ from fwdaemon.core.types import Family
 from tests.kernel.topology import Node
 from tests.packets.plan import BRIDGES, GUESTS, HELD, LINKS, UPLINK
 
-# Called with the host once our rules are there, and with whether these are in the legacy tables.
+# Called with the host once our rules are there, and with whether these are in iptables-legacy.
 Theft: TypeAlias = Callable[[Node, bool], None]
 
 

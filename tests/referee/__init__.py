@@ -1,1 +1,1 @@
-"""A referee: three hosts, three members of etcd and a client; who has and who answers for each address, every 20 ms."""
+"""A referee: three hosts, three members of etcd and a client; who has and who answers for each address."""

@@ -21,6 +21,7 @@ _SLOW_US: Final = 400_000
 _HOURS_S: Final = 3 * 3600
 # What a hook for packets of a network device is called that the host at the other end of the link sends, and receives.
 _SENDS, _RECEIVES = "ingress", "egress"
+_WAYS: Final = ((_SENDS,), (_RECEIVES,), (_SENDS, _RECEIVES))
 
 
 def nothing(_stage: Stage, _host: int, _lot: random.Random) -> End:
@@ -128,15 +129,19 @@ def host_deaf(stage: Stage, host: int, _lot: random.Random) -> End:
     return _cut_port(stage, f"port{host}", _RECEIVES)
 
 
-def copies_cut(stage: Stage, host: int, _lot: random.Random) -> End:
-    """Cut the link for copies of guests."""
-    return _cut_port(stage, f"copy{host}", _SENDS, _RECEIVES)
+def copies_cut(stage: Stage, host: int, lot: random.Random) -> End:
+    """Cut the link for copies of guests, one way or both."""
+    return _cut_port(stage, f"copy{host}", *lot.choice(_WAYS))
 
 
 def leader_cut_off(stage: Stage, _host: int, lot: random.Random) -> End:
     """Cut the leader's link, one way or both."""
-    ways = lot.choice([(_SENDS,), (_RECEIVES,), (_SENDS, _RECEIVES)])
-    return _cut_port(stage, f"etcd{stage.etcd.index(_leader(stage))}", *ways)
+    return _cut_port(stage, f"etcd{stage.etcd.index(_leader(stage))}", *lot.choice(_WAYS))
+
+
+def member_cut_off(stage: Stage, _host: int, lot: random.Random) -> End:
+    """Cut the link of any member, one way or both."""
+    return _cut_port(stage, f"etcd{lot.randrange(len(stage.etcd))}", *lot.choice(_WAYS))
 
 
 def _cut_from_etcd(stage: Stage, host: int, *ways: str) -> End:
@@ -239,11 +244,17 @@ def clock_moved(stage: Stage, host: int, _lot: random.Random) -> End:
     return lambda: stage.move_clock(host, 0)
 
 
+# The host that the guest leaves, and the one that it comes to.
+SOURCE_STOPPED: Final = "source stopped"
+TARGET_STOPPED: Final = "target stopped"
+STOPPED: Final = frozenset({SOURCE_STOPPED, TARGET_STOPPED})
+
 FAULTS: Final[dict[str, Fault]] = {
     "none": nothing,
     "two members killed": two_members_killed,
     "leader stopped": leader_stopped,
     "leader cut off, one way or both": leader_cut_off,
+    "member cut off, one way or both": member_cut_off,
     "disks of etcd slow": disks_slow,
     "older state restored": older_state_restored,
     "host cut off": host_cut_off,
@@ -252,11 +263,12 @@ FAULTS: Final[dict[str, Fault]] = {
     "cut to etcd": cut_to_etcd,
     "cut from etcd": cut_from_etcd,
     "cut from etcd both ways, compacted": cut_and_compacted,
-    "link for copies cut": copies_cut,
+    "link for copies cut, one way or both": copies_cut,
     "daemon killed": daemon_killed,
     "daemon stopped": daemon_stopped,
     "libvirtd killed": libvirtd_killed,
-    "host stopped": host_stopped,
+    SOURCE_STOPPED: host_stopped,
+    TARGET_STOPPED: host_stopped,
     "host dead": host_dead,
     "clock moved": clock_moved,
 }
@@ -264,7 +276,7 @@ FAULTS: Final[dict[str, Fault]] = {
 # Those after which another host has to have taken over from one that may be dead.
 LOST: Final = frozenset(
     {
-        *("host cut off", "host cut off, sending", "host cut off, receiving", "host stopped", "host dead"),
+        *("host cut off", "host cut off, sending", "host cut off, receiving", SOURCE_STOPPED, "host dead"),
         *("cut to etcd", "cut from etcd", "cut from etcd both ways, compacted", "daemon killed", "daemon stopped"),
     }
 )

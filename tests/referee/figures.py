@@ -13,16 +13,23 @@ INTRODUCTION = """\
 Three hosts with libvirtd, a daemon and BIRD each; three members of etcd with TLS, each in a network of its own, with
 one table and a claim of each of two public addresses; a router that is the client, too. One guest migrates between the
 hosts, and its address is on their link; the other one is started anew elsewhere, as if its host were dead, and its
-address is a route that BIRD announces as `etc/examples/bird.conf` says. Every 20 ms the referee asks the kernel of each
-host whether it has the addresses, asks by ARP who answers for them, and the router who announces them.
+address is a route that BIRD announces as `etc/examples/bird.conf` says. Again and again the referee asks the kernel of
+each host whether it has the addresses, the router who announces them, and by ARP who answers for them, for which it
+waits 20 ms. How often it looked, and the longest time from one look to the next, stands with each run: what lasted less
+than that may have been missed.
 
-Faults and phases are drawn by lot, each fault in each phase before any comes again. A fault begins before a migration,
-while memory is being copied, when the guest's processors have stopped on the one host, after the migration, or while
-that is being cancelled, and lasts up to 14 s; or the other guest is started elsewhere, and its own host found alive
-after 20 s. A stopped host is stopped for 30 s. Each round changes an entry of the table. Once the fault has ended, both
-guests have to be reached at their addresses again, which only the hosts may have that they run on, and all hosts have
-to have the table as it was written. Never may two hosts have an address, answer for it or announce it, and no daemon
-may lose the table.
+Faults and phases are drawn by lot, each fault in each phase before any comes again; a run of fewer rounds than that has
+only some. A fault begins before a migration, while memory is being copied, when the guest's processors have stopped on
+the one host, after the migration, or while that is being cancelled, and lasts 0, 1, 4 or 14 s, by lot. It strikes the
+host that the guest leaves or the one that it comes to, by lot too; a source that is stopped is the former, and each is
+stopped for 30 s. Or the other guest is started elsewhere, which is drawn as one more phase: the fault strikes the host
+that had it, which is found alive after 20 s. Links are cut one way or both by lot where that is what the fault is
+called. Each round changes an entry of the table. Once the fault has ended, both guests have to be reached at their
+addresses again, which only the hosts may have that they run on, and all hosts have to have the table as it was written.
+Never may two hosts have an address, answer for it or announce it, and no daemon may lose the table.
+
+The figures below a heading may be those of several runs of one commit. After a round that failed, a run goes on with
+new hosts. A run of the last phase alone has the second guest only.
 
 *Well again* counts from the end of the fault, or of the migration where that ends later; *unheld* is the longest time
 for which no host had the address; *taken over* counts from the fault until another host has it. A host that is dead is
@@ -63,10 +70,16 @@ class Round:
 
 @dataclass(slots=True)
 class Figures:
-    """The figures of one run."""
+    """The figures of one run, or of several.
+
+    The referee was at it for `watched` seconds, and `gap` is the longest time from one look to the next.
+    """
 
     asked: int = 0
     looks: int = 0
+    runs: int = 1
+    watched: float = 0.0
+    gap: float = 0.0
     held_twice: int = 0
     answered_twice: int = 0
     announced_twice: int = 0
@@ -104,12 +117,13 @@ class Figures:
             {key: round(value, 2) if isinstance(value, float) else value for key, value in asdict(item).items()}
             for item in self.rounds
         ]
-        return asdict(self) | {"seconds": round(self.seconds, 1), "rounds": rounds, "faults": self.faults()}
+        times = {"seconds": round(self.seconds, 1), "watched": round(self.watched, 1), "gap": round(self.gap, 3)}
+        return asdict(self) | times | {"rounds": rounds, "faults": self.faults()}
 
 
 def added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Add up what two runs came to."""
-    return {key: one[key] + other[key] for key in one}
+    return {key: max(one[key], other[key]) if key == "gap" else one[key] + other[key] for key in one}
 
 
 def _spread(times: list[float]) -> str:
@@ -131,7 +145,10 @@ def section(record: dict[str, Any]) -> Iterator[str]:
     """Lines of Markdown below the heading."""
     rounds = record["rounds"]
     twice = ", ".join(f"{record[f'{what}_twice']} two that {what} it" for what in ("held", "answered", "announced"))
-    yield f"{len(rounds)} rounds in {record['seconds']:.0f} s; {record['looks']:,} looks at both addresses saw {twice}."
+    runs = f" of {record['runs']} runs" if record.get("runs", 1) > 1 else ""
+    lasted = f"{len(rounds)} rounds{runs} in {record['seconds']:.0f} s"
+    yield f"{lasted}; {record['looks']:,} looks at both addresses saw {twice}."
+    yield _how_often(record)
     yield ""
     columns = ("rounds", "moved", "stream went on", "well again: median", "worst", "unheld: worst")
     yield f"| fault | {' | '.join(columns)} | taken over: median | worst |"
@@ -145,6 +162,15 @@ def section(record: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield "Not as wanted:"
         yield from (f"- {fault}" for fault in record["faults"])
+
+
+def _how_often(record: dict[str, Any]) -> str:
+    """Say how far looks were apart; earlier runs kept only how long they took, the start of their hosts included."""
+    if "gap" not in record:
+        apart = record["seconds"] / max(record["looks"], 1)
+        return f"From one look to the next it took {apart * 1000:.0f} ms on average, the start of the hosts included."
+    apart = record["watched"] / max(record["looks"], 1)
+    return f"From one look to the next it took {apart * 1000:.0f} ms on average, and {record['gap']:.2f} s at most."
 
 
 def _line(fault: str, rounds: list[dict[str, Any]]) -> str:

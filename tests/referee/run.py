@@ -20,7 +20,7 @@ from tests.lab.command import LabError
 from tests.lab.place import wait_until
 from tests.lab.qemu import ECHO_PORT
 from tests.lab.release import Flavour
-from tests.referee.faults import FAULTS, LOST, End
+from tests.referee.faults import FAULTS, LOST, SOURCE_STOPPED, STOPPED, TARGET_STOPPED, End
 from tests.referee.figures import ELSEWHERE, PHASES, Figures, Round
 from tests.referee.stage import COPIES, ENTRIES, PUBLIC, STEADY, VM, WEB, Stage, staged
 from tests.referee.watch import Referee, Seen
@@ -65,7 +65,7 @@ def refereed(flavour: Flavour, length: Length, seed: int, say: Say) -> Result:
     """Play so many rounds, or as many as can be begun in that time."""
     figures, began, told = Figures(length.rounds), time.monotonic(), ""
     lot = random.Random(seed)  # noqa: S311  no secret
-    draws = enumerate(itertools.islice(_draws(lot, length), length.rounds))
+    drawn = enumerate(itertools.islice(draws(lot, length), length.rounds))
     over = False
     # What went wrong in one round must not be found again in the next.
     while not over and len(figures.failures) < _MOST_FAILURES:
@@ -74,8 +74,10 @@ def refereed(flavour: Flavour, length: Length, seed: int, say: Say) -> Result:
             Referee(stage, [PUBLIC[name][0] for name in stage.guests]) as referee,
         ):
             told = f"{versions(stage.hosts[0])}; {stage.etcd[0].version}"
-            over = _play(_Table(stage, referee, lot), draws, figures, began + length.seconds, say)
+            over = _play(_Table(stage, referee, lot), drawn, figures, began + length.seconds, say)
             figures.count(referee.looks, referee.seen.values())
+            figures.watched += referee.watched
+            figures.gap = max(figures.gap, referee.gap)
             if not referee.is_alive:
                 figures.failures.append("the referee did not look to the end")
     figures.seconds = time.monotonic() - began
@@ -109,10 +111,14 @@ def _play(
     return True
 
 
-def _draws(lot: random.Random, length: Length) -> Iterator[tuple[str, str]]:
-    """Draw each fault in each phase before any is drawn again."""
-    while True:
-        deck = [(fault, phase) for fault in ([length.only] if length.only else FAULTS) for phase in length.phases]
+def draws(lot: random.Random, length: Length) -> Iterator[tuple[str, str]]:
+    """Draw each fault in each phase before any is drawn again.
+
+    A host that is stopped starts no guest, so where one is started elsewhere, that host is not.
+    """
+    faults = [length.only] if length.only else FAULTS
+    deck = [drawn for drawn in itertools.product(faults, length.phases) if drawn != (TARGET_STOPPED, ELSEWHERE)]
+    while deck:
         lot.shuffle(deck)
         yield from deck
 
@@ -127,12 +133,17 @@ class _Play:
         self._name = WEB if self._phase == ELSEWHERE else VM
         (self._at,) = stage.runs_on(self._name)
         self._to = lot.choice([number for number in range(len(stage.hosts)) if number != self._at])
-        self._struck = self._at if self._phase == ELSEWHERE else lot.choice([self._at, self._to])
+        self._struck = self._whom_to_strike()
         self._lasts = _TAKES_OVER_S if self._phase == ELSEWHERE else lot.choice(_LASTS_S)
-        if self._fault == "host stopped" and self._lasts > 1:
+        if self._fault in STOPPED:
             self._lasts = _STOPPED_S
         self._errors: list[libvirt.libvirtError] = []
         self._lost, self._written, self._over_at, self._struck_at = 0, "", 0.0, 0.0
+
+    def _whom_to_strike(self) -> int:
+        if self._phase == ELSEWHERE or self._fault == SOURCE_STOPPED:
+            return self._at
+        return self._to if self._fault == TARGET_STOPPED else self._lot.choice([self._at, self._to])
 
     def round(self) -> Round:
         """Play it, and wait until all is well."""
@@ -269,7 +280,7 @@ class _Play:
                 self._lost += not self._has_table(number)
 
     def _is_stopped(self, number: int) -> bool:
-        return number == self._struck and self._fault in {"daemon stopped", "host stopped"}
+        return number == self._struck and self._fault in STOPPED | {"daemon stopped"}
 
     def _has_table(self, number: int) -> bool:
         """Whether a daemon has the entries; one that has just been started may not be ready yet."""

@@ -1,4 +1,7 @@
-"""Who has an address, who answers for it and who announces it, looked at every 20 ms."""
+"""Who has an address, who answers for it and who announces it, looked at again and again.
+
+A look takes 20 ms, in which hosts answer by ARP, and what the questions to all others take.
+"""
 
 import re
 import select
@@ -18,7 +21,7 @@ from tests.lab.netns import open_socket
 from tests.lab.pair import addresses_assigned, asking, mac_of
 from tests.referee.stage import Stage
 
-_EVERY_S: Final = 0.02
+_ANSWERS_S: Final = 0.02
 _ARP: Final = 0x0806
 # How BIRD ends an answer: `0000`, or an error as `8001 Network not found`.
 _LAST = re.compile(rb"^(?:0000|[89]\d\d\d) .*\n", re.MULTILINE)
@@ -52,10 +55,14 @@ class Seen:
 
 
 class Referee:
-    """Looks; a context manager. `looks` says how often, and `seen` what, by address."""
+    """Looks; a context manager. `looks` says how often, `watched` for how long, and `seen` what, by address.
+
+    `gap` is the longest time from one look at who has the addresses to the next. Both times are in seconds.
+    """
 
     def __init__(self, stage: Stage, addresses: Iterable[str]) -> None:
-        self.looks, self._names = 0, {IPv4Address(address): address for address in addresses}
+        self.looks, self.watched, self.gap = 0, 0.0, 0.0
+        self._names = {IPv4Address(address): address for address in addresses}
         self.seen = {address: Seen() for address in self._names.values()}
         self._asking = [asking(host) for host in stage.hosts]
         self._macs = {mac_of(host): number for number, host in enumerate(stage.hosts)}
@@ -83,9 +90,11 @@ class Referee:
         return self._thread.is_alive()
 
     def _watch(self) -> None:
+        last = time.monotonic()
         while not self._over.is_set():
-            held = self._held()
-            self.looks += 1
+            held, now = self._held(), time.monotonic()
+            self.looks, self.watched = self.looks + 1, self.watched + now - last
+            self.gap, last = max(self.gap, now - last), now
             for address, name in self._names.items():
                 seen, holders = self.seen[name], held[address]
                 # One that was there before and still is had it while the others were asked.
@@ -109,7 +118,7 @@ class Referee:
             packet = packets.packed(packets.REQUEST, IPv4Address(CLIENT4), self._mac, address)
             self._link.sendto(packet, ("eth0", _ARP, 0, 0, b"\xff" * 6))
         found: dict[IPv4Address, set[int]] = {address: set() for address in self._names}
-        until = time.monotonic() + _EVERY_S
+        until = time.monotonic() + _ANSWERS_S
         while select.select([self._link], [], [], max(0.0, until - time.monotonic()))[0]:
             answer, (*_, mac) = self._link.recvfrom(2048)
             reply = packets.read_reply(answer)

@@ -43,8 +43,8 @@ _KINDS = {
 _TITLES = {
     "nftables": "libvirt on nftables",
     "iptables": "libvirt on iptables-nft",
-    "legacy": "libvirt on the legacy tables",
-    "debian13-legacy": "libvirt on the legacy tables, Debian 13",
+    "legacy": "libvirt on iptables-legacy",
+    "debian13-legacy": "libvirt on iptables-legacy, Debian 13",
     "all": "Everything that reads what others wrote",
 }
 

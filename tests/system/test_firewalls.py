@@ -336,5 +336,5 @@ def test_libvirt_moves_from_firewall_to_firewall(service: Sandbox) -> None:
     for firewall in ways:
         machine.libvirt.move_to(firewall)
         answers_everywhere(service)
-        where = "the legacy iptables tables" if firewall is LibvirtFirewall.LEGACY else "nftables"
+        where = "iptables-legacy" if firewall is LibvirtFirewall.LEGACY else "nftables"
         service.says(f"rules are in {where}: ")

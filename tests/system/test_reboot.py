@@ -75,6 +75,8 @@ def rebooted(module_machine: Machine, package: Path) -> Rebooted:
     LxcGuest(machine, "off", Link("default", ("192.168.122.11/24",))).define()
     for guest in (vm, web):
         machine.libvirt.virsh("autostart", guest.name, driver=guest.driver)
+    machine.run("kvm-portfwd", "reload")
+    wait_until(lambda: machine.outside.fetch(f"http://{PUBLIC4}:8081/").answered, "web's forward before the reboot")
     port = moved(machine)
     # It runs when the machine goes down, and is not started again.
     LxcGuest(machine, "off", Link("default", ("192.168.122.11/24",))).start()

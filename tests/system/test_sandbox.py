@@ -1,4 +1,4 @@
-"""Everything that the daemon can do, it can do in the unit's sandbox: on nftables, and on the legacy tables."""
+"""Everything that the daemon can do, it can do in the unit's sandbox: on nftables, and on iptables-legacy."""
 
 import json
 from collections.abc import Iterator

@@ -98,7 +98,7 @@ def header() -> Header:
         "0.1.0",
         Configuration(MAIN, BEGAN, RefusedReload(BEGAN + timedelta(hours=2), problems)),
         Process(812, BEGAN),
-        Rules("nftables", "libvirt's rules are in its table libvirt_network"),
+        Rules("nftables", "nftables", "libvirt's rules are in its table libvirt_network"),
         (
             LibvirtState("qemu:///system", connected=True, since=BEGAN),
             LibvirtState("lxc:///system", connected=False, since=BEGAN, last_error="Failed to connect: \x1b[31mno"),

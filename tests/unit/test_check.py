@@ -125,6 +125,20 @@ def test_says_what_localhost_comes_to(
     assert check(tmp_path / "x.toml", ON + text, capsys)[1:] == [sentence]
 
 
+@pytest.mark.parametrize(("name", "warnings"), [("iptables", 1), ("nftables", 0)])
+def test_warns_that_max_open_counts_anew_where_rules_are_in_the_legacy_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, warnings: int
+) -> None:
+    backend = MemoryBackend(Kernel(), name)
+    monkeypatch.setattr("fwdaemon.commands.check.Netfilter", lambda runner, *_: Netfilter(runner, among=[backend]))
+    path = tmp_path / "x.toml"
+    for text, wanted in ((forward("max_open = 3"), warnings), (forward('rate = "3/minute"'), 0)):
+        path.write_text(text)
+        assert main(["check", str(path)]) == 0
+        said = capsys.readouterr().err.splitlines()
+        assert [line.partition(" in ")[0] for line in said] == ["warning: max_open counts anew"] * wanted
+
+
 def test_warns_of_conflicts_with_this_host(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,11 +121,15 @@ def test_a_status_tells_what_was_remembered() -> None:
     async def play(there: Bench) -> None:
         problem = Problem(Path("/etc/portfwd.toml"), 3, "unknown key")
         done = report(mended=frozenset({WEB}), changed=True, faults=(error("a fault"),))
-        where = Location("iptables", "the legacy iptables tables", LocationReason.LIBVIRT_CHAINS)
+        where = Location("iptables", "iptables-legacy", LocationReason.LIBVIRT_CHAINS)
         there.records.pass_ended(replace(done, location=where, unusable={Family.IPV6: error("it lacks a match")}), 0.5)
         there.records.configuration_refused([problem])
         status = await there.call("Status")
-        assert status["backend"] == {"name": "iptables", "reason": "libvirt's chains are there"}
+        assert status["backend"] == {
+            "name": "iptables",
+            "title": "iptables-legacy",
+            "reason": "libvirt's chains are there",
+        }
         assert status["problems"] == ["a fault"]
         assert (status["last_look"]["seconds"], status["last_look"]["changed"]) == (0.5, True)
         refused = status["configuration"]["refused_problems"]

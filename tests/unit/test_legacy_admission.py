@@ -1,4 +1,4 @@
-"""Who may connect, in the legacy tables: rules as text, and what their counters say."""
+"""Who may connect, in iptables-legacy: rules as text, and what their counters say."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from fwdaemon.core.admission import Admission, Need, Rate, SourceSet
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family, Origin
+from fwdaemon.core.types import Family, Origin, Until
 from fwdaemon.legacy.admission import Drops, asking, rate_match
 from fwdaemon.legacy.client import Lacking, left_out
 from fwdaemon.legacy.ipsets import networks_of, wanted_sets, written
@@ -218,6 +218,26 @@ def test_what_a_host_lacks_keeps_closed_what_needs_it_and_is_tried_again() -> No
     assert (result.refused, result.faults) == (((web, fault),), (fault,))
     reasons[Need.RATE] = None
     assert left_out(desired, lacking)[0] is desired
+
+
+@pytest.mark.parametrize("exposure", [SSH, replace(SSH, admission=Admission(max_open=3))], ids=["plain", "limited"])
+def test_without_ipset_what_is_open_for_a_while_knows_one_clock_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, exposure: Forward
+) -> None:
+    lacking = Lacking(lambda _, needs: [None for _ in needs])
+    lasting = state(replace(WEB, until=Until(1_772_000_000, 5_000.0)), exposure)
+    assert left_out(state(exposure), lacking)[1].faults == ()
+    monkeypatch.setenv("PATH", "/nowhere")
+    kept, result = left_out(lasting, lacking)
+    assert (kept.counts_down, result.faults, kept.exposures) == (
+        False,
+        (Fault(FaultKind.ONE_CLOCK),),
+        lasting.exposures,
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr("fwdaemon.legacy.client.shutil.which", lambda _: "/usr/sbin/ipset")
+    kept, result = left_out(lasting, lacking)
+    assert (kept.counts_down, result.faults) == (True, ())
 
 
 def test_without_ipset_all_stays_closed_that_a_set_could_deny(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""1:1 NATs, routes and 127.0.0.1 in the legacy tables: rules as text, and what a change says of which exposure."""
+"""1:1 NATs, routes and 127.0.0.1 in iptables-legacy: rules as text, and what a change says of which exposure."""
 
 from dataclasses import replace
 from itertools import product

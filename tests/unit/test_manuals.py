@@ -1,19 +1,23 @@
 """The manual pages are sound, and name all there is: commands, options, keys of the configuration, fields, actions."""
 
+import io
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import pytest
 
 import fwdaemon.config
 from fwdaemon.audit.journal import MESSAGE_IDS
+from fwdaemon.cli import main
 from fwdaemon.config import parse
 from tests.unit import audit_lines, programs
 from tests.unit.commands import COMMANDS, PARSER, options_of
 
+PACKAGE: Final = Path(fwdaemon.config.__file__).parents[1]
 MANUALS: Final = Path(__file__).parents[2] / "man"
 PROGRAM: Final = (MANUALS / "kvm-portfwd.8").read_text()
 FILE: Final = (MANUALS / "portfwd.toml.5").read_text()
@@ -69,6 +73,31 @@ def test_commands_and_their_options() -> None:
 def test_options_of_all() -> None:
     told = flags("\n".join(items(section(PROGRAM, "OPTIONS"))))
     assert told == {*options_of(PARSER), "--config", "--json"}
+
+
+def test_exit_codes() -> None:
+    """The page has those that commands return, and 2, with which wrong usage ends."""
+    assert items(section(PROGRAM, "EXIT STATUS")) == [str(code) for code in sorted({0, 2, *_returned()})]
+
+
+def _returned() -> Iterator[int]:
+    for file in (PACKAGE / "cli.py", *(PACKAGE / "commands").glob("*.py")):
+        text = file.read_text()
+        known = dict(re.findall(r"^(_[A-Z_]+)(?:: Final)? = (\d+)$", text, re.MULTILINE))
+        yield from (int(known[name]) for name in re.findall(r"\breturn (_[A-Z_]+)\b", text) if name in known)
+
+
+class Interrupted(io.TextIOBase):
+    """Standard input while the user presses Ctrl-C."""
+
+    @property
+    def buffer(self) -> NoReturn:
+        raise KeyboardInterrupt
+
+
+def test_what_is_interrupted_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", Interrupted())
+    assert main(["import", "-"]) == 130
 
 
 def test_fields_and_actions_of_the_audit(caplog: pytest.LogCaptureFixture) -> None:

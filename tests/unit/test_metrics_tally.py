@@ -38,7 +38,7 @@ def program(name: str) -> Actor:
         ([NFT, program("firewalld")], Cause.NFT),
         ([program("nftables.service")], Cause.OTHER),
         ([program("nft\n")], Cause.OTHER),
-        ([program("an unknown program, in the legacy tables")], Cause.OTHER),
+        ([program("an unknown program, in iptables-legacy")], Cause.OTHER),
         ([Actor(ActorKind.COMMITS_LOST)], Cause.UNKNOWN),
         ([Actor(ActorKind.ROUTES_LOST)], Cause.UNKNOWN),
         ([], Cause.UNKNOWN),

@@ -93,7 +93,7 @@ def test_where_libvirt_left_chains_in_both_iptables_says_which_ones_count(two: T
     two.version.stdout = f"iptables v1.8.11 ({variant})"
     found, reason = sentences.place(two.netfilter().locate()) or ("", "")
     assert found == name
-    assert reason == "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
+    assert reason == "libvirt's chains are in both rule systems, and iptables writes to this one"
 
 
 def test_a_table_of_libvirts_own_says_more_than_chains(two: Two) -> None:

@@ -292,7 +292,7 @@ def test_what_could_not_be_removed_is_told_in_place_of_what_went(bench: Bench) -
         "an address stays",
         "open connections may go on: the kernel refused: no memory",
         "the kernel refused: no memory",
-        "not everything could be removed; the next start does that, or kvm-portfwd flush",
+        "not all could be removed; restart the daemon or run `kvm-portfwd flush` to remove the rest",
     ]
     assert bench.written
 

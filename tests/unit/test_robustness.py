@@ -1,8 +1,10 @@
 """What the long run calls a failure, how its workers keep in step, and the page of all figures."""
 
+import random
 import threading
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ from tests.endurance.pace import Pace
 from tests.fuzz import figures as fuzz
 from tests.fuzz.figures import Fuzzed
 from tests.referee import figures as referee
+from tests.referee.faults import FAULTS, SOURCE_STOPPED, TARGET_STOPPED
 from tests.referee.figures import Round
+from tests.referee.run import Length as Rounds
+from tests.referee.run import draws
 from tests.robustness.__main__ import Length, commands
 from tests.robustness.page import store
 from tests.robustness.record import Record, Stamp
@@ -93,7 +98,7 @@ def test_what_domains_that_come_and_go_cost_is_on_the_page(tmp_path: Path) -> No
     counted.rss, counted.beside = [int(40 * MIB)] * 3 + [int(41 * MIB)] * 9, {"page": [0.002, 0.5], "libvirt": []}
     store(page, Record("turnover", "legacy", _STAMP, "Linux", counted.record()))
     text = page.read_text(encoding="utf-8")
-    assert "| Domains that come and go: libvirt on the legacy tables | 2 domains, 50 a minute | 4 ports | 0 |" in text
+    assert "| Domains that come and go: libvirt on iptables-legacy | 2 domains, 50 a minute | 4 ports | 0 |" in text
     assert "The daemon took 5.0 % of a processor, 15000 ms for each domain." in text
     assert "The machine's load was 1.5, from 1 to 2." in text
     assert "tenth by tenth, 40.0, 40.0, 40.0, 41.0, 41.0, 41.0, 41.0, 41.0, 41.0, 41.0 MiB." in text
@@ -105,17 +110,19 @@ def test_what_went_wrong_in_a_fleet_is_on_the_page(tmp_path: Path) -> None:
     page = tmp_path / "robustness.md"
     migrated = Round("none", "before", 1.0, moved=True, back=1.5, unheld=0.3, taken=None, went_on=True)
     elsewhere = Round("none", "started elsewhere", 20.0, moved=True, back=0.5, unheld=4, taken=14.04, went_on=None)
-    counted = referee.Figures(2, looks=5000, seconds=60, rounds=[migrated, elsewhere])
+    counted = referee.Figures(2, looks=5000, seconds=60, watched=50, gap=0.31, rounds=[migrated, elsewhere])
     assert counted.faults() == []
     twice = referee.added(counted.record(), counted.record())
     for figures, rounds, told in (
         (counted.record(), 2, "| none | 2 | 2 | 1 of 1 | 1.0 | 1.5 | 4.0 | 14.0 | 14.0 |"),
         (twice, 4, "| none | 4 | 4 | 2 of 2 | 1.0 | 1.5 | 4.0 | 14.0 | 14.0 |"),
+        (twice, 4, "\n4 rounds of 2 runs in 120 s; 10,000 looks"),
     ):
         store(page, Record("referee", "nftables", _STAMP, "Linux", figures))
         text = page.read_text(encoding="utf-8")
         assert f"libvirt on nftables | {rounds} rounds | {rounds * 2500:,} looks | 0 | 1.5 s |" in text
         assert told in text
+        assert "\nFrom one look to the next it took 10 ms on average, and 0.31 s at most.\n" in text
     assert "before 2, copying 0, switching 0, after 0, cancelled 0, started elsewhere 2." in text
     counted.held_twice, counted.announced_twice, counted.asked = 1, 2, 3
     counted.rounds.append(replace(migrated, lost=1))
@@ -124,6 +131,15 @@ def test_what_went_wrong_in_a_fleet_is_on_the_page(tmp_path: Path) -> None:
         *("two hosts had an address 1 times", "two hosts announced an address 2 times"),
         *("daemons had lost the table 1 times", "2 of 3 rounds came to their end"),
     ]
+
+
+def test_each_fault_of_a_fleet_is_drawn_once_in_each_phase() -> None:
+    """And a source is stopped in each; a host that is stopped has no guest started."""
+    of_all = [(fault, phase) for fault in FAULTS for phase in (*referee.PHASES, referee.ELSEWHERE)]
+    of_all.remove((TARGET_STOPPED, referee.ELSEWHERE))
+    drawn = islice(draws(random.Random(1), Rounds(0)), 2 * len(of_all))  # noqa: S311  no secret
+    assert sorted(drawn) == sorted(2 * of_all)
+    assert {phase for fault, phase in of_all if fault == SOURCE_STOPPED} == {*referee.PHASES, referee.ELSEWHERE}
 
 
 def test_who_is_ahead_waits_for_who_is_behind() -> None:

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -11,8 +12,13 @@ import pytest
 from rich.console import Console
 
 from fwdaemon.commands import status as command
+from fwdaemon.core.exposures import Owner
+from fwdaemon.core.inventory import Hindrance, HindranceKind
+from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.status.model import Status, Usage
-from tests.unit.statuses import HOSTILE, header, status
+from fwdaemon.status.rows import Facts, Readings, rows
+from tests.unit.forwards import forward, route
+from tests.unit.statuses import HOSTILE, header, read, status
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -41,6 +47,39 @@ def agrees(name: str, text: str, request: pytest.FixtureRequest) -> None:
     if request.config.getoption("refresh_golden"):
         (GOLDEN / name).write_text(lines, encoding="utf-8")
     assert lines == (GOLDEN / name).read_text(encoding="utf-8")
+
+
+README = Path(__file__).parents[2] / "README.md"
+FIRST = """
+
+[[forward]]
+domain = "web1"
+ports = ["8000:80"]
+[[forward]]
+domain = "db"
+ports = ["5432"]
+
+
+
+
+
+[[route]]
+network = "public"
+addresses = ["203.0.113.64/29"]
+"""
+
+
+def test_the_readme_shows_what_it_looks_like() -> None:
+    """Its table is of the forward that it begins with, and of others."""
+    config, known = read(f"\n{FIRST}"), HindranceKind.NO_SUCH_DOMAIN
+    web = replace(forward("tcp *:8000", "192.168.122.10:80"), origin=config.forwards[0].mappings[0].origin)
+    public = replace(route("203.0.113.64/29", "virbr1", network="public"), origin=config.routes[0].origin)
+    waits = Waiting(Owner("db"), Hindrance(known), config.forwards[1].origin)
+    wanted = Desired(waiting=(waits,)).having([web, public])
+    facts = Facts(config, wanted, wanted, refused={}, since={web: datetime(2026, 11, 21, 14, 55, 5, tzinfo=UTC)})
+    shown = Status(header(), rows(facts, Readings({web: 3}, {web: (1, None)})))
+    table = command.as_text(json.loads(shown.encode())).partition("\n\n")[2]
+    assert "\n".join(line.rstrip() for line in table.splitlines()) in README.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("width", [80, 200])

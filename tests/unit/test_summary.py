@@ -18,7 +18,7 @@ from tests.unit.saying import STOPPED
 NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
 FILE = Path("/etc/portfwd.toml")
 WAITS = Waiting(Owner("db"), STOPPED, Origin(FILE, 3))
-HEADER = Header("1.0", Configuration(FILE, NOW), rules=Rules("nftables", "libvirt's are there"))
+HEADER = Header("1.0", Configuration(FILE, NOW), rules=Rules("nftables", "nftables", "libvirt's are there"))
 THREE = Desired(forwards=frozenset(forward(f"tcp *:{port}", f"192.168.122.10:{port}") for port in (80, 443, 444)))
 MIXED = Desired(
     forwards=frozenset({forward("tcp *:80", "192.168.122.10:80")}),
@@ -47,8 +47,8 @@ def test_before_the_first_pass_there_is_little_to_tell() -> None:
 
 
 def test_the_legacy_tables_are_named() -> None:
-    header = replace(HEADER, rules=Rules("iptables", "libvirt's are there"))
-    assert summary(THREE, header, []) == "3 forwards; legacy iptables tables; libvirt answers"
+    header = replace(HEADER, rules=Rules("iptables", "iptables-legacy", "libvirt's are there"))
+    assert summary(THREE, header, []) == "3 forwards; iptables-legacy; libvirt answers"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from fwdaemon.control.listener import Peer
 from fwdaemon.control.protocol import INVALID_PARAMETER, PERMISSION_DENIED, REFUSED, CallError
 from fwdaemon.core.exposures import Nat
 from fwdaemon.core.inventory import Occupied
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Origin, Protocol, Until
 from fwdaemon.legacy.model import OWN_CHAINS
 from fwdaemon.resolve.flows import Flow
@@ -25,6 +27,7 @@ from fwdaemon.rulesets.packet import Match, System
 from fwdaemon.status.reloads import Start
 from fwdaemon.status.temporary import FILE, Deadline, Now, known, now, with_temporary
 from tests.unit.daemon_scene import MAIN, RULE, SSH, SSH_RULE, WEB, Scene, play, prepared
+from tests.unit.memory_backend import MemoryBackend
 
 HOUR = 3600
 OTHER = "web1: tcp *:8022 -> 192.168.122.50:22"
@@ -79,6 +82,25 @@ def test_it_ends_by_either_clock(scene: Scene, passed: float, by_wall: float) ->
             assert OTHER in scene.written
             scene.pass_by(passed, by_wall=by_wall)
             await scene.until(lambda: scene.written == {RULE})
+
+    play(act())
+
+
+def test_where_one_clock_alone_ends_it_the_reply_says_so(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply = MemoryBackend.apply
+
+    def on_one_clock(backend: MemoryBackend, desired: Desired, *, full: bool) -> ApplyResult:
+        lasting = any(item.until is not None for item in desired.forwards)
+        faults = (Fault(FaultKind.ONE_CLOCK),) if lasting else ()
+        return joined(apply(backend, desired, full=full), ApplyResult(faults=faults))
+
+    async def act() -> None:
+        async with scene.running_daemon():
+            assert not (await scene.ask("Open", **wish("8022:22")))["warnings"]
+            monkeypatch.setattr(MemoryBackend, "apply", on_one_clock)
+            (warning,) = (await scene.ask("Open", **wish("8023:22")))["warnings"]
+            assert "the package ipset" in warning
+            assert (await scene.ask("Status"))["problems"] == [warning]
 
     play(act())
 
@@ -215,7 +237,7 @@ def test_it_is_closed_before_its_time(scene: Scene, caplog: pytest.LogCaptureFix
             assert scene.written == {RULE, OTHER}
             assert await scene.ask("Close", domain="web1", ports=[]) == {"closed": ["8022:22"]}
             assert scene.written == {RULE}
-            with pytest.raises(CallError, match="nothing of the kind"):
+            with pytest.raises(CallError, match="no such temporary forward"):
                 await scene.ask("Close", domain="web1", ports=[])
 
     play(act())

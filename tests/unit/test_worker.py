@@ -76,7 +76,7 @@ def test_what_is_short_is_tried_again_and_told_once(caplog: pytest.LogCaptureFix
 
     asyncio.run(memory.begun(begin, again=0.001))
     assert [record.message for record in caplog.records] == [
-        "Too many open files: what the daemon listens to is not there yet; trying again, ever more seldom"
+        "Too many open files: what the daemon listens to is not there yet; trying again, less and less often"
     ]
 
 
