@@ -1,8 +1,9 @@
 // Removing an entry of the page's own drop-in, and closing what is open for a while.
 import { useEffect, useState } from "react";
 import type { ReactNode } from "react";
-import { Alert, Button, Modal, ModalBody, ModalFooter, ModalHeader } from "@patternfly/react-core";
+import { Button, ModalBody, ModalFooter, ModalHeader } from "@patternfly/react-core";
 import { changed, entryAt, linesOf } from "./dropin";
+import { Dialog, Message, busy } from "./parts";
 import { NotSaved, check, read, save } from "./saving";
 import type { Written } from "./saving";
 import { shown } from "./text";
@@ -12,7 +13,7 @@ import type { Opening } from "./types";
 
 const _ = cockpit.gettext;
 
-export function RemoveDialog({ main, opening, onClose }: { main: string; opening: Opening; onClose: (done?: string) => void }) {
+export function RemoveDialog({ main, opening, onClose }: { main: string; opening: Opening; onClose: (done?: string, later?: string) => void }) {
     const [before, setBefore] = useState<Written | null>(null);
     const [failure, setFailure] = useState<ReactNode>("");
     useEffect(() => {
@@ -26,12 +27,16 @@ export function RemoveDialog({ main, opening, onClose }: { main: string; opening
         const { problems } = await check(text);
         if (problems.length)
             throw new NotSaved(problems.map(problem => problem.text).join("; "));
-        await save(main, before, text);
-        onClose(_("The entry was removed"));
+        const later = await save(main, before, text).catch((error: unknown) => {
+            if (error instanceof NotSaved && error.now)
+                setBefore(error.now);
+            throw error;
+        });
+        onClose(_("The entry was removed"), later);
     };
     return (
         <Question title={_("Remove this entry?")} verb={_("Remove")} onSure={remove} onClose={onClose} isReady={!!before}>
-            {failure && <Alert isInline variant="danger" title={failure} />}
+            {failure && <Message variant="danger" title={failure} />}
             <p>{cockpit.format(_("$0 is reachable no more at any address or port of this entry; connections end."), shown(opening.owner))}</p>
             {before && entry && <pre className="entry">{linesOf(before.text, entry).map(shown).join("\n")}</pre>}
         </Question>
@@ -60,16 +65,16 @@ function Question({ title, verb, onSure, onClose, isReady = true, children }: Qu
         onSure().catch((error: unknown) => { setFailure(failureText(error)); setIsBusy(false) });
     };
     return (
-        <Modal isOpen variant="small" onClose={() => onClose()} aria-labelledby="question-title" aria-describedby="question-text">
+        <Dialog variant="small" onClose={onClose} aria-labelledby="question-title" aria-describedby="question-text">
             <ModalHeader title={title} titleIconVariant="warning" labelId="question-title" />
             <ModalBody id="question-text">
-                {failure && <Alert isInline variant="danger" title={failure} />}
+                {failure && <Message variant="danger" title={failure} />}
                 {children}
             </ModalBody>
             <ModalFooter>
-                <Button variant="danger" onClick={sure} isLoading={isBusy} isDisabled={isBusy || !isReady}>{verb}</Button>
+                <Button variant="danger" onClick={sure} {...busy(isBusy)} isDisabled={isBusy || !isReady}>{verb}</Button>
                 <Button variant="link" onClick={() => onClose()}>{_("Cancel")}</Button>
             </ModalFooter>
-        </Modal>
+        </Dialog>
     );
 }

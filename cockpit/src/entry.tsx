@@ -1,17 +1,18 @@
 // Adding and changing an entry of the page's own drop-in, and opening ports for a while.
 import { useEffect, useState } from "react";
 import type { FormEvent, ReactNode } from "react";
-import { Alert, Button, Form, Modal, ModalBody, ModalFooter, ModalHeader } from "@patternfly/react-core";
+import { Button, Form, ModalBody, ModalFooter, ModalHeader } from "@patternfly/react-core";
 import { changed, entryAt, fieldAt, written } from "./dropin";
 import type { Entry } from "./dropin";
-import { EMPTY, SHOWN, fieldsOf, keysOf, portText, words } from "./fields";
+import { EMPTY, SHOWN, fieldsOf, forAWhile, keysOf, portText, words } from "./fields";
 import type { Fields } from "./fields";
 import { Inputs } from "./inputs";
-import { NotSaved, check, pathOf, read, save } from "./saving";
+import { Dialog, Message, busy } from "./parts";
+import { NotSaved, check, openPorts, pathOf, read, save } from "./saving";
 import type { Written } from "./saving";
 import { call } from "./varlink";
 import { English, failureText } from "./words";
-import type { Inventory, Opening, Problem } from "./types";
+import type { Checked, Inventory, Opening, Problem } from "./types";
 
 const _ = cockpit.gettext;
 
@@ -24,7 +25,7 @@ function useInventory(): Inventory {
     return inventory;
 }
 
-export function EntryDialog({ main, opening, onClose }: { main: string; opening: Opening | null; onClose: (done?: string) => void }) {
+export function EntryDialog({ main, opening, onClose }: { main: string; opening: Opening | null; onClose: (done?: string, later?: string) => void }) {
     const inventory = useInventory();
     const [before, setBefore] = useState<Written | null>(null);
     const [entry, setEntry] = useState<Entry | null>(null);
@@ -32,7 +33,10 @@ export function EntryDialog({ main, opening, onClose }: { main: string; opening:
     const [seconds, setSeconds] = useState("");
     const [wrong, setWrong] = useState<Record<string, string>>({});
     const [failures, setFailures] = useState<ReactNode[]>([]);
+    // What is asked about before anything is done: who has a port, and what could not be looked at.
     const [warnings, setWarnings] = useState<string[]>([]);
+    const [unchecked, setUnchecked] = useState("");
+    const isAsked = warnings.length > 0 || unchecked !== "";
     const [isBusy, setIsBusy] = useState(false);
     const [isByHand, setIsByHand] = useState(false);
 
@@ -53,78 +57,100 @@ export function EntryDialog({ main, opening, onClose }: { main: string; opening:
     const set = (some: Partial<Fields>) => {
         setFields({ ...fields, ...some });
         setWarnings([]);
+        setUnchecked("");
     };
 
-    // Each problem goes to the field whose line it names, and the rest above the form.
-    const show = (problems: Problem[], lines: string[], line: number) => {
+    // Each problem goes to the field whose line it names, and the rest above the form. What is open for a while is no matter of
+    // the other entries.
+    const show = (problems: Problem[], lines: string[], line: number): boolean => {
         const beside: Record<string, string> = {};
         const above: ReactNode[] = [];
         for (const problem of problems) {
             const at = problem.file === pathOf(main) ? problem.line - line : -1;
-            const field = at >= 0 && at < lines.length ? fieldAt(lines, at) ?? (lines.length > 1 ? SHOWN[fields.kind][0] : null) : null;
+            const isOwn = at >= 0 && at < lines.length;
+            const field = isOwn ? fieldAt(lines, at) ?? (lines.length > 1 ? SHOWN[fields.kind][0] : null) : null;
             if (field && !beside[field])
                 beside[field] = problem.text;
-            else
+            else if (isOwn || !seconds)
                 above.push(<English text={at >= 0 ? problem.text : `${problem.file}:${problem.line}: ${problem.text}`} />);
         }
         setWrong(beside);
         setFailures(above);
+        return above.length > 0 || Object.keys(beside).length > 0;
     };
 
-    const saveEntry = async () => {
-        if (!before)
-            return;
-        const lines = written(fields.kind, keysOf(fields));
-        const next = changed(before.text, entry, lines);
+    // Whether there is something that the user was not asked about yet.
+    const ask = (checked: Checked): boolean => {
+        const isNew = checked.warnings.some(warning => !warnings.includes(warning)) || (checked.unchecked ?? unchecked) !== unchecked;
+        setWarnings(checked.warnings);
+        setUnchecked(checked.unchecked ?? "");
+        return isNew;
+    };
+
+    // Gives the text of the file with the entry, once that is right.
+    const draft = async (found: Written): Promise<{ text: string | null } | null> => {
+        const lines = written(fields.kind, keysOf(seconds ? forAWhile(fields) : fields));
+        const next = changed(found.text, entry, lines);
         const checked = await check(next.text);
-        show(checked.problems, lines, next.line);
-        if (checked.problems.length)
-            return;
-        if (checked.warnings.length && !warnings.length) {
-            setWarnings(checked.warnings);
-            return;
-        }
-        await save(main, before, next.text);
-        onClose(opening ? _("The entry was changed") : _("The entry was added"));
+        return show(checked.problems, lines, next.line) || ask(checked) ? null : next;
     };
 
-    const openForAWhile = async () => {
-        const wish = { domain: fields.domain.trim(), ports: fields.ports.map(portText), sources: words(fields.sources), seconds: Number(seconds) };
-        await call("Open", wish);
-        onClose(_("The ports are open for a while"));
+    const saveEntry = async (found: Written) => {
+        const next = await draft(found);
+        if (!next)
+            return;
+        const later = await save(main, found, next.text);
+        onClose(opening ? _("The entry was changed") : _("The entry was added"), later);
+    };
+
+    const openForAWhile = async (found: Written) => {
+        if (!await draft(found))
+            return;
+        const later = await openPorts({ domain: fields.domain.trim(), ports: fields.ports.map(portText), sources: words(fields.sources), seconds: Number(seconds) });
+        onClose(_("The ports are open for a while"), later);
+    };
+
+    const fail = (error: unknown) => {
+        const problems = error instanceof NotSaved ? error.problems : [];
+        setFailures([failureText(error), ...problems.map(problem => <English text={problem.text} />)]);
+        if (error instanceof NotSaved && error.now)
+            setBefore(error.now);
     };
 
     const submit = (event: FormEvent) => {
         event.preventDefault();
+        if (!before)
+            return;
         setIsBusy(true);
         setFailures([]);
         setWrong({});
-        (seconds ? openForAWhile() : saveEntry())
-            .catch((error: unknown) => setFailures([failureText(error), ...(error instanceof NotSaved ? error.problems : []).map(problem => <English text={problem.text} />)]))
+        (seconds ? openForAWhile : saveEntry)(before)
+            .catch(fail)
             .finally(() => setIsBusy(false));
     };
 
     return (
-        <Modal isOpen variant="medium" onClose={() => onClose()} aria-labelledby="entry-title" elementToFocus="#entry-domain">
+        <Dialog variant="medium" onClose={onClose} aria-labelledby="entry-title" elementToFocus="#entry-domain">
             <ModalHeader title={opening ? _("Change an entry") : _("Make a guest reachable")} labelId="entry-title" />
             <ModalBody>
                 <Form id="entry" onSubmit={submit} noValidate>
-                    {failures.map((text, index) => <Alert key={index} isInline variant="danger" title={text} />)}
+                    {failures.map((text, index) => <Message key={index} variant="danger" title={text} />)}
                     {isByHand
-                        ? <Alert isInline variant="info" title={cockpit.format(_("This entry was written by hand in a form that this page does not know; change it in $0"), pathOf(main))} />
+                        ? <Message variant="info" title={cockpit.format(_("This entry was written by hand in a form that this page does not know; change it in $0"), pathOf(main))} />
                         : <Inputs fields={fields} set={set} wrong={wrong} inventory={inventory} seconds={seconds} setSeconds={setSeconds} isNew={!opening} />}
                     {warnings.length > 0 &&
-                        <Alert isInline variant="warning" title={_("Something on this host has this port already")}>
+                        <Message variant="warning" title={_("Something on this host has this port already")}>
                             {warnings.map((text, index) => <p key={index}><English text={text} /></p>)}
-                        </Alert>}
+                        </Message>}
+                    {unchecked && <Message variant="warning" title={_("Whether something on this host has this port is not known")}><English text={unchecked} /></Message>}
                 </Form>
             </ModalBody>
             <ModalFooter>
-                <Button type="submit" form="entry" isLoading={isBusy} isDisabled={isBusy || !before || isByHand}>
-                    {warnings.length ? _("Save anyway") : opening ? _("Save") : _("Add")}
+                <Button type="submit" form="entry" {...busy(isBusy)} isDisabled={isBusy || !before || isByHand}>
+                    {isAsked ? (seconds ? _("Open anyway") : _("Save anyway")) : opening ? _("Save") : _("Add")}
                 </Button>
                 <Button variant="link" onClick={() => onClose()}>{_("Cancel")}</Button>
             </ModalFooter>
-        </Modal>
+        </Dialog>
     );
 }

@@ -1,12 +1,11 @@
 // One connection, followed through the host: the steps as a list, and what to do where it fails.
 import { useEffect, useRef, useState } from "react";
 import type { FormEvent } from "react";
-import {
-    Alert, Button, Form, FormGroup, Grid, GridItem, Modal, ModalBody, ModalFooter, ModalHeader, TextInput,
-} from "@patternfly/react-core";
+import { Button, Form, FormGroup, Grid, GridItem, ModalBody, ModalFooter, ModalHeader, TextInput } from "@patternfly/react-core";
 import CheckCircleIcon from "@patternfly/react-icons/dist/esm/icons/check-circle-icon";
 import ExclamationCircleIcon from "@patternfly/react-icons/dist/esm/icons/exclamation-circle-icon";
 import QuestionCircleIcon from "@patternfly/react-icons/dist/esm/icons/question-circle-icon";
+import { Dialog, Message, busy } from "./parts";
 import { call } from "./varlink";
 import { connectionTo, shown } from "./text";
 import { English, causeText, isEnglish, stepText } from "./words";
@@ -28,14 +27,16 @@ export function ExplainDialog({ opening, onClose }: { opening: Opening | null; o
             .then(setFound, (error: Error) => { setFound(null); setFailure(error.message) })
             .finally(() => setIsAsking(false));
     };
+    // Which address of a route a guest has, the user knows; where the route is not in force, any will do.
+    const isClear = opening && (opening.kind !== "route" || opening.state !== "active");
     // eslint-disable-next-line react-hooks/exhaustive-deps -- asked once for the row that the dialog was opened from
-    useEffect(() => { if (opening) ask() }, []);
+    useEffect(() => { if (isClear) ask() }, []);
     const submit = (event: FormEvent) => {
         event.preventDefault();
         ask();
     };
     return (
-        <Modal isOpen variant="medium" onClose={() => onClose()} aria-labelledby="explain-title">
+        <Dialog variant="medium" onClose={onClose} aria-labelledby="explain-title">
             <ModalHeader title={_("Explain a connection")} labelId="explain-title" description={_("Follows a connection through this host, and says where it stops and what helps. Nothing is changed.")} />
             <ModalBody>
                 <Form onSubmit={submit} id="explain">
@@ -53,15 +54,15 @@ export function ExplainDialog({ opening, onClose }: { opening: Opening | null; o
                     </Grid>
                 </Form>
                 <div aria-live="polite">
-                    {failure && <Alert isInline variant="danger" title={<English text={failure} />} />}
+                    {failure && <Message variant="danger" title={<English text={failure} />} />}
                     {found && <Answer found={found} />}
                 </div>
             </ModalBody>
             <ModalFooter>
-                <Button type="submit" form="explain" isLoading={isAsking} isDisabled={isAsking || !connection.trim()}>{_("Explain")}</Button>
+                <Button type="submit" form="explain" {...busy(isAsking)} isDisabled={isAsking || !connection.trim()}>{_("Explain")}</Button>
                 <Button variant="link" onClick={() => onClose()}>{_("Done")}</Button>
             </ModalFooter>
-        </Modal>
+        </Dialog>
     );
 }
 
@@ -84,7 +85,7 @@ function Verdict({ found }: { found: Explanation }) {
     // What helps is not to be scrolled to.
     const place = useRef<HTMLDivElement>(null);
     useEffect(() => { place.current?.scrollIntoView({ block: "nearest" }) }, [found]);
-    return <div ref={place}><Alert isInline variant={found.works ? "success" : "danger"} title={title || sentence}>{title && sentence}</Alert></div>;
+    return <div ref={place}><Message variant={found.works ? "success" : "danger"} title={title || sentence}>{title && sentence}</Message></div>;
 }
 
 function OneStep({ step }: { step: Step }) {

@@ -25,6 +25,11 @@ export const SHOWN: Record<Kind, string[]> = {
     route: ["network", "addresses", "proxy"],
 };
 
+// What of it ports have that are open for a while.
+export function forAWhile({ domain, ports, sources }: Fields): Fields {
+    return { ...EMPTY, domain, ports, sources };
+}
+
 function list(value: unknown): string[] {
     return value === undefined ? [] : Array.isArray(value) ? value.map(String) : [String(value)];
 }

@@ -2,9 +2,10 @@
 import { useState } from "react";
 import type { ReactNode } from "react";
 import {
-    Alert, AlertActionLink, Card, CardBody, DescriptionList, DescriptionListDescription, DescriptionListGroup,
-    DescriptionListTerm, StackItem,
+    AlertActionLink, Card, CardBody, DescriptionList, DescriptionListDescription, DescriptionListGroup, DescriptionListTerm,
+    StackItem,
 } from "@patternfly/react-core";
+import { Message } from "./parts";
 import { call } from "./varlink";
 import { moment } from "./text";
 import type { Status } from "./types";
@@ -28,12 +29,12 @@ export function Health({ status, isAdmin, onDone }: { status: Status; isAdmin: b
                     </DescriptionList>
                 </CardBody>
             </Card></StackItem>
-            {libvirt.some(each => !each.connected) && <StackItem><Alert isInline variant="warning" title={_("libvirt does not answer")}>{_("What is open stays open; guests that start or stop meanwhile are not followed.")}</Alert></StackItem>}
-            {status.last_look?.error && <StackItem><Alert isInline variant="danger" title={_("The kernel did not take the rules")}><English text={status.last_look.error} /></Alert></StackItem>}
+            {libvirt.some(each => !each.connected) && <StackItem><Message variant="warning" title={_("libvirt does not answer")}>{_("What is open stays open; guests that start or stop meanwhile are not followed.")}</Message></StackItem>}
+            {status.last_look?.error && <StackItem><Message variant="danger" title={_("The kernel did not take the rules")}><English text={status.last_look.error} /></Message></StackItem>}
             {configuration.refused_problems.length > 0 &&
-                <StackItem><Alert isInline variant="danger" title={_("The configuration on the disk is wrong; the one before stays in force")}>
+                <StackItem><Message variant="danger" title={_("The configuration on the disk is wrong; the one before stays in force")}>
                     <ul>{configuration.refused_problems.slice(0, 10).map((problem, index) => <li key={index} className="break">{problem.file}:{problem.line}: <English text={problem.text} /></li>)}</ul>
-                </Alert></StackItem>}
+                </Message></StackItem>}
             {configuration.confirm_by && <StackItem><Confirm by={configuration.confirm_by} isAdmin={isAdmin} onDone={onDone} /></StackItem>}
             {status.problems.length > 0 && <StackItem><Problems problems={status.problems} /></StackItem>}
         </>
@@ -43,9 +44,9 @@ export function Health({ status, isAdmin, onDone }: { status: Status; isAdmin: b
 function Problems({ problems }: { problems: string[] }) {
     const title = cockpit.format(cockpit.ngettext("$0 problem on this host", "$0 problems on this host", problems.length), problems.length);
     return (
-        <Alert isInline isExpandable={problems.length > 1} variant="warning" title={problems.length > 1 ? title : <English text={problems[0] ?? ""} />}>
+        <Message isExpandable={problems.length > 1} variant="warning" title={problems.length > 1 ? title : <English text={problems[0] ?? ""} />}>
             {problems.length > 1 && <ul>{problems.map((text, index) => <li key={index} className="break"><English text={text} /></li>)}</ul>}
-        </Alert>
+        </Message>
     );
 }
 
@@ -55,8 +56,8 @@ function Confirm({ by, isAdmin, onDone }: { by: string; isAdmin: boolean; onDone
         call("Confirm").then(() => onDone(_("The configuration is kept")), (error: Error) => setFailure(error.message));
     };
     return (
-        <Alert isInline variant="warning" title={cockpit.format(_("Unless it is confirmed, the configuration before comes back: $0"), moment(by))}
-               actionLinks={isAdmin && <AlertActionLink onClick={keep}>{_("Keep this configuration")}</AlertActionLink>}>{failure && <English text={failure} />}</Alert>
+        <Message variant="warning" title={cockpit.format(_("Unless it is confirmed, the configuration before comes back: $0"), moment(by))}
+                 actionLinks={isAdmin && <AlertActionLink onClick={keep}>{_("Keep this configuration")}</AlertActionLink>}>{failure && <English text={failure} />}</Message>
     );
 }
 

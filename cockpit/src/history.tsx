@@ -1,6 +1,7 @@
 // What the journal says of one guest or network.
 import { useEffect, useState } from "react";
-import { Alert, Modal, ModalBody, ModalHeader, Spinner } from "@patternfly/react-core";
+import { ModalBody, ModalHeader } from "@patternfly/react-core";
+import { Dialog, Message, Waiting } from "./parts";
 import { moment, shown } from "./text";
 import type { Opening } from "./types";
 import { English } from "./words";
@@ -21,15 +22,15 @@ export function HistoryDialog({ opening, onClose }: { opening: Opening; onClose:
         return () => reading.close();
     }, [field, opening.owner]);
     return (
-        <Modal isOpen variant="medium" onClose={() => onClose()} aria-labelledby="history-title">
+        <Dialog variant="medium" onClose={onClose} aria-labelledby="history-title">
             <ModalHeader title={cockpit.format(_("History of $0"), shown(opening.owner))} labelId="history-title" />
             <ModalBody tabIndex={0} aria-label={_("Entries of the journal")}>
-                {failure && <Alert isInline variant="danger" title={failure} />}
-                {!lines && !failure && <Spinner aria-label={_("Reading the journal")} />}
+                {failure && <Message variant="danger" title={failure} />}
+                {!lines && !failure && <Waiting text={_("Reading the journal")} />}
                 {lines?.length === 0 && _("The journal has no entries, or this user may not read them.")}
                 <ul className="log">{lines?.map((line, index) => <li key={index}><span className="subtle">{line.at}</span> <English text={line.text} /></li>)}</ul>
             </ModalBody>
-        </Modal>
+        </Dialog>
     );
 }
 

@@ -19,9 +19,11 @@ interface InputsProps {
 }
 
 export function Inputs({ fields, set, wrong, inventory, seconds, setSeconds, isNew }: InputsProps) {
-    const leadOut = inventory.addresses.filter(each => each.outside && !/^fe80:/i.test(each.address));
+    const leadOut = inventory.addresses.filter(each => each.outside && isRouted(each.address));
     const outside = [...new Set(leadOut.map(each => each.interface))];
     const addresses = (leadOut.length ? leadOut : inventory.addresses).map(each => ({ value: each.address, label: each.interface }));
+    const guest = inventory.domains.find(each => each.name === fields.domain.trim());
+    const guestAddress = <GuestAddress value={fields.address} set={address => set({ address })} wrong={wrong} choices={guest?.addresses ?? []} />;
     const guests = inventory.domains.map(each => ({ value: each.name, label: each.running ? _("running") : _("not running") }));
     return (
         <>
@@ -45,7 +47,7 @@ export function Inputs({ fields, set, wrong, inventory, seconds, setSeconds, isN
                     {!seconds &&
                         <ExpandableSection toggleText={_("More")} isIndented>
                             <Stack hasGutter>
-                                <StackItem><GuestAddress value={fields.address} set={address => set({ address })} wrong={wrong} /></StackItem>
+                                <StackItem>{guestAddress}</StackItem>
                                 <StackItem><Text id="interface" label={_("Only what comes in by this interface (empty: any)")} value={fields.interface} set={text => set({ interface: text })} wrong={wrong} choices={outside.map(value => ({ value, label: "" }))} /></StackItem>
                                 <StackItem><Checkbox id="entry-masquerade" label={_("The guest sees an address of this host, not the client's")} isChecked={fields.masquerade} onChange={(_event, masquerade) => set({ masquerade })} /></StackItem>
                             </Stack>
@@ -55,7 +57,7 @@ export function Inputs({ fields, set, wrong, inventory, seconds, setSeconds, isN
                 <>
                     <Text id="public" label={_("Public address")} value={fields.public} set={text => set({ public: text })} wrong={wrong} isRequired />
                     <Text id="assign" label={_("Hold it on this interface (empty: nowhere)")} value={fields.assign} set={assign => set({ assign })} wrong={wrong} choices={outside.map(value => ({ value, label: "" }))} />
-                    <GuestAddress value={fields.address} set={address => set({ address })} wrong={wrong} />
+                    {guestAddress}
                 </>}
             {fields.kind === "route" &&
                 <>
@@ -67,8 +69,15 @@ export function Inputs({ fields, set, wrong, inventory, seconds, setSeconds, isN
     );
 }
 
-function GuestAddress({ value, set, wrong }: { value: string; set: (text: string) => void; wrong: Record<string, string> }) {
-    return <Text id="address" label={_("Address of the guest (empty: libvirt is asked)")} value={value} set={set} wrong={wrong} />;
+interface GuestAddressProps { value: string; set: (text: string) => void; wrong: Record<string, string>; choices: string[] }
+
+// Only what the chosen guest has now is offered.
+function GuestAddress({ choices, ...rest }: GuestAddressProps) {
+    return <Text id="address" label={_("Address of the guest (empty: libvirt is asked)")} choices={choices.filter(isRouted).map(value => ({ value, label: "" }))} {...rest} />;
+}
+
+function isRouted(address: string): boolean {
+    return !/^fe80:/i.test(address);
 }
 
 interface TextProps {

@@ -1,13 +1,14 @@
 // The table of all that is open, or should be.
 import { memo, useEffect, useMemo, useState } from "react";
 import {
-    Button, Card, CardBody, CardHeader, CardTitle, EmptyState, FormSelect, FormSelectOption, Label, Pagination,
+    Button, Card, CardBody, CardHeader, CardTitle, EmptyState, FormSelect, FormSelectOption, Label, MenuToggle, Pagination,
     SearchInput, Toolbar, ToolbarContent, ToolbarItem,
 } from "@patternfly/react-core";
 import { ActionsColumn, Table, Tbody, Td, Th, Thead, Tr } from "@patternfly/react-table";
-import type { IAction } from "@patternfly/react-table";
+import type { CustomActionsToggleProps, IAction } from "@patternfly/react-table";
 import CheckCircleIcon from "@patternfly/react-icons/dist/esm/icons/check-circle-icon";
 import ClockIcon from "@patternfly/react-icons/dist/esm/icons/clock-icon";
+import EllipsisIcon from "@patternfly/react-icons/dist/esm/icons/rh-ui-ellipsis-vertical-fill-icon";
 import ExclamationCircleIcon from "@patternfly/react-icons/dist/esm/icons/exclamation-circle-icon";
 import HourglassIcon from "@patternfly/react-icons/dist/esm/icons/hourglass-half-icon";
 import { isOwn } from "./fields";
@@ -18,6 +19,11 @@ import type { Opening } from "./types";
 import { Reason } from "./words";
 
 const _ = cockpit.gettext;
+
+const PAGES = {
+    paginationAriaLabel: _("Pages of the table"), itemsPerPage: _("Rows on a page"), perPageSuffix: _("on a page"), ofWord: _("of"),
+    toPreviousPageAriaLabel: _("Previous page"), toNextPageAriaLabel: _("Next page"),
+};
 
 interface Acting { isAdmin: boolean; main: string; onAct: (action: Action, opening?: Opening | null) => void }
 
@@ -36,7 +42,7 @@ export function Openings({ openings, ...acting }: Acting & { openings: Opening[]
     const pagination = (
         <Pagination itemCount={found.length} page={at} perPage={perPage} isCompact
                     onSetPage={(_event, next) => setPage(next)} onPerPageSelect={(_event, next) => setPerPage(next)}
-                    titles={{ paginationAriaLabel: _("Pages of the table") }} />
+                    titles={PAGES} />
     );
     return (
         <Card component="section">
@@ -49,7 +55,7 @@ export function Openings({ openings, ...acting }: Acting & { openings: Opening[]
                     : <>
                         <Toolbar inset={{ default: "insetNone" }}>
                             <ToolbarContent>
-                                <ToolbarItem><SearchInput aria-label={_("Filter by guest, address or port")} placeholder={_("Filter by guest, address or port")} value={wanted} onChange={(_event, text) => setWanted(text)} onClear={() => setWanted("")} /></ToolbarItem>
+                                <ToolbarItem><SearchInput aria-label={_("Filter by guest, address or port")} placeholder={_("Filter by guest, address or port")} value={wanted} onChange={(_event, text) => setWanted(text)} onClear={() => setWanted("")} resetButtonLabel={_("Clear the filter")} /></ToolbarItem>
                                 <ToolbarItem>
                                     <FormSelect aria-label={_("State")} value={state} onChange={(_event, chosen) => setState(chosen)}>
                                         <FormSelectOption value="" label={_("Every state")} />
@@ -109,10 +115,15 @@ const Row = memo(function Row({ opening, isAdmin, main, onAct }: Acting & { open
             <Td dataLabel={_("Leads to")} className={shownIf(opening.leads_to)}><span className="address">{opening.leads_to ?? "–"}</span></Td>
             <Td dataLabel={_("Connections")} className={shownIf(opening.connections)}>{opening.connections ?? "–"}</Td>
             <Td dataLabel={_("Open now")} className={`figure ${shownIf(opening.open_connections)}`}>{openNow(opening)}</Td>
-            <Td isActionCell><ActionsColumn items={actions(opening, main, isAdmin, onAct)} /></Td>
+            <Td isActionCell><ActionsColumn items={actions(opening, main, isAdmin, onAct)} actionsToggle={toggle => <Menu of={`${shown(opening.owner)}, ${opening.listens}`} {...toggle} />} /></Td>
         </Tr>
     );
 }, (before, after) => before.isAdmin === after.isAdmin && JSON.stringify(before.opening) === JSON.stringify(after.opening));
+
+// What opens the menu of a row, which a screen reader reads without the row.
+function Menu({ of, onToggle, isOpen, toggleRef }: CustomActionsToggleProps & { of: string }) {
+    return <MenuToggle ref={toggleRef} aria-label={cockpit.format(_("Actions for $0"), of)} onClick={onToggle} isExpanded={isOpen} variant="plain" icon={<EllipsisIcon />} />;
+}
 
 // Names what a narrow page leaves out.
 function shownIf(figure: unknown): string {

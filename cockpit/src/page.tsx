@@ -1,8 +1,8 @@
 // The page as a whole: what to do where there is no daemon, or its health above what it keeps open.
 import { useEffect, useState } from "react";
 import {
-    Alert, AlertActionCloseButton, AlertGroup, Bullseye, Button, EmptyState, EmptyStateActions, EmptyStateBody,
-    EmptyStateFooter, Page as Frame, PageSection, Spinner, Stack, StackItem,
+    AlertActionCloseButton, AlertGroup, Bullseye, Button, EmptyState, EmptyStateActions, EmptyStateBody, EmptyStateFooter,
+    Page as Frame, PageSection, Stack, StackItem,
 } from "@patternfly/react-core";
 import PlusCircleIcon from "@patternfly/react-icons/dist/esm/icons/plus-circle-icon";
 import PluggedIcon from "@patternfly/react-icons/dist/esm/icons/unplugged-icon";
@@ -14,9 +14,14 @@ import { Health } from "./health";
 import { HistoryDialog } from "./history";
 import { Openings } from "./openings";
 import { useDaemon, useIsAdmin } from "./daemon";
+import { Message, Waiting } from "./parts";
 import type { Opening } from "./types";
 
 const _ = cockpit.gettext;
+
+interface Done { text: string; later: string }
+
+const NOTHING_DONE: Done = { text: "", later: "" };
 
 export type Action = "add" | "change" | "remove" | "close" | "explain" | "history";
 
@@ -24,25 +29,31 @@ export function Page() {
     const { status, problem } = useDaemon();
     const isAdmin = useIsAdmin();
     const [dialog, setDialog] = useState<{ action: Action; opening: Opening | null } | null>(null);
-    const [done, setDone] = useState("");
+    const [done, setDone] = useState(NOTHING_DONE);
     const act = (action: Action, opening: Opening | null = null) => {
-        setDone("");
+        setDone(NOTHING_DONE);
         setDialog({ action, opening });
     };
-    const close = (text = "") => {
+    const close = (text = "", later = "") => {
         setDialog(null);
-        setDone(text);
+        setDone({ text, later });
     };
+    const notices = <Notices done={done} onClose={() => setDone(NOTHING_DONE)} />;
 
     if (!status)
-        return <Frame className="pf-m-no-sidebar"><PageSection isFilled hasBodyWrapper={false}>{problem ? <Away problem={problem} isAdmin={isAdmin} /> : <Waiting />}</PageSection></Frame>;
+        return (
+            <Frame className="pf-m-no-sidebar">
+                <PageSection isFilled hasBodyWrapper={false}>{problem ? <Away problem={problem} isAdmin={isAdmin} /> : <Bullseye><Waiting text={_("Asking the daemon")} /></Bullseye>}</PageSection>
+                {notices}
+            </Frame>
+        );
     const opening = dialog?.opening ?? null;
     const file = status.configuration.file;
     return (
         <Frame className="pf-m-no-sidebar">
             <PageSection hasBodyWrapper={false}>
                 <Stack hasGutter>
-                    <Health status={status} isAdmin={isAdmin} onDone={setDone} />
+                    <Health status={status} isAdmin={isAdmin} onDone={close} />
                     <StackItem><Openings openings={status.openings} isAdmin={isAdmin} main={file} onAct={act} /></StackItem>
                 </Stack>
             </PageSection>
@@ -52,15 +63,21 @@ export function Page() {
             {dialog?.action === "change" && <EntryDialog main={file} opening={opening} onClose={close} />}
             {dialog?.action === "remove" && opening && <RemoveDialog main={file} opening={opening} onClose={close} />}
             {dialog?.action === "close" && opening && <CloseDialog opening={opening} onClose={close} />}
-            <AlertGroup isToast isLiveRegion>
-                {done && <Alert variant="success" title={done} timeout={8000} onTimeout={() => setDone("")} actionClose={<AlertActionCloseButton onClose={() => setDone("")} />} />}
-            </AlertGroup>
+            {notices}
         </Frame>
     );
 }
 
-function Waiting() {
-    return <Bullseye><Spinner aria-label={_("Asking the daemon")} /></Bullseye>;
+// What was done, and why it is not in force yet: that stays until it is closed.
+function Notices({ done: { text, later }, onClose }: { done: Done; onClose: () => void }) {
+    const closing = <AlertActionCloseButton aria-label={_("Close")} onClose={onClose} />;
+    return (
+        <AlertGroup isToast isLiveRegion>
+            {text && (later
+                ? <Message key={later} isInline={false} variant="warning" title={text} actionClose={closing}>{later}</Message>
+                : <Message key={text} isInline={false} variant="success" title={text} timeout={8000} onTimeout={onClose} actionClose={closing} />)}
+        </AlertGroup>
+    );
 }
 
 // Why there is no status, and what helps.
@@ -91,7 +108,7 @@ function Away({ problem, isAdmin }: { problem: string; isAdmin: boolean }) {
                 {isActive
                     ? _("It runs, but cannot be reached at its socket, which it makes again by itself. This page continues then.")
                     : _("Its rules stay in the kernel, but nothing follows the guests. This page continues by itself once it runs.")}
-                {failure && <Alert isInline variant="danger" title={failure} />}
+                {failure && <Message variant="danger" title={failure} />}
             </EmptyStateBody>
             {!isActive &&
                 <EmptyStateFooter>

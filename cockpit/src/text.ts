@@ -28,11 +28,23 @@ export function shown(text: string): string {
     return text.replace(/[\p{Cc}\p{Cf}\p{Co}\p{Cs}\u2028\u2029]/gu, letter => `\\u{${letter.codePointAt(0)?.toString(16)}}`);
 }
 
-// What `explain` is asked of an entry, or nothing where it has no port that one could connect to.
-export function connectionTo({ kind, address, ports, protocol, family }: Opening): string {
-    if (kind === "route" || (kind === "nat" && !address))
+// What `explain` is asked of an entry, or nothing where it has no port that one could connect to. Where that could be any,
+// it is that of web servers.
+export function connectionTo({ kind, address, ports, protocol, family, subnet }: Opening): string {
+    if (kind === "route")
+        return subnet ? `${firstOf(subnet)}:443` : "";
+    if (kind === "nat" && !address)
         return "";
     const host = !address ? "" : family === 6 ? `[${address}]` : address;
     const port = kind === "nat" ? "443" : (ports ?? "").split("-")[0] ?? "";
     return port ? `${host}:${port}${protocol && protocol !== "tcp" ? `/${protocol}` : ""}` : "";
+}
+
+// The first address of a network that a guest can have.
+function firstOf(subnet: string): string {
+    const [address = "", bits = ""] = subnet.split("/");
+    if (address.includes(":"))
+        return `[${address.endsWith("::") && bits !== "128" ? `${address}1` : address}]`;
+    const last = Number(address.split(".")[3]) + (Number(bits) < 31 ? 1 : 0);
+    return address.replace(/\d+$/, String(last));
 }

@@ -15,6 +15,7 @@ export interface Opening {
     protocol: string | null;
     address: string | null;
     ports: string | null;
+    subnet: string | null;
     target_ports: string | null;
     file: string | null;
     line: number | null;
@@ -65,6 +66,8 @@ export interface Explanation {
 export interface Checked { problems: Problem[]; warnings: string[]; unchecked: string | null }
 
 export interface Reloaded { failure: string | null }
+
+export interface Opened { failure: string | null }
 
 export interface Inventory {
     domains: { name: string; running: boolean; addresses: string[] }[];

@@ -8,8 +8,9 @@ const INTERFACE = "kvm.portfwd.Manager";
 const IS_FORBIDDEN = /^\[Errno 13\]/;
 
 export class CallError extends Error {
-    // `kind` is the short name of the error, or Cockpit's word for why the channel closed.
-    constructor(readonly kind: string, readonly parameters: Record<string, unknown> = {}) {
+    // `kind` is the short name of the error, or, where that is no answer of the daemon's, Cockpit's word for why the channel
+    // closed: what was asked for may have been done then.
+    constructor(readonly kind: string, readonly parameters: Record<string, unknown> = {}, readonly isAnswer = true) {
         super(sentence(kind, parameters));
     }
 }
@@ -63,7 +64,7 @@ export function call<T>(method: string, parameters: Record<string, unknown> = {}
             channel.close();
         }, problem => {
             if (!isAnswered)
-                reject(new CallError(problem));
+                reject(new CallError(problem, {}, false));
         });
     });
 }

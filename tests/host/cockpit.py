@@ -1,7 +1,11 @@
-"""The page in Cockpit as tests see and use it: Cockpit itself, and what is clicked on."""
+"""The page in Cockpit as tests see and use it: Cockpit itself, what is clicked on, and how it looks."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from tests.lab.browser import Browser
 from tests.lab.command import run
@@ -14,6 +18,8 @@ GROUP, GROUP_NUMBER, USER = "games", "60", "65534"
 SOCKET = "/run/kvm-portfwd/control.sock"
 DROP_IN = "/etc/portfwd.d/cockpit.toml"
 NOTHING = "//h3[.='Nothing is forwarded yet']"
+DIALOG = "//*[@role='dialog']"
+STYLES, WIDTHS = ("light", "dark"), (1280, 360)
 TAB, ENTER, ESCAPE, DOWN = "\ue004", "\ue007", "\ue00c", "\ue015"
 
 
@@ -80,6 +86,16 @@ def field(name: str) -> str:
     return f"//*[@id='entry-{name}']"
 
 
+def form_group(name: str) -> str:
+    """A field of the form with its label, what it offers and what is wrong with it."""
+    return f"{field(name)}/ancestor::*[contains(@class, 'form__group')][1]"
+
+
+def menu(listens: str) -> str:
+    """The button that opens the menu of a row, in every language."""
+    return f"{row(listens)}/td[last()]//button"
+
+
 def alert(kind: str, text: str) -> str:
     """A message: danger, warning or success."""
     return f"//*[contains(@class, 'pf-m-{kind}') and contains(., '{text}')]"
@@ -114,7 +130,7 @@ def done(page: Browser, text: str) -> None:
 
 def act(page: Browser, listens: str, action: str) -> None:
     """Choose from the menu of a row."""
-    page.click(f"{row(listens)}//button[@aria-label='Kebab toggle']")
+    page.click(menu(listens))
     page.click(f"//*[@role='menuitem' and normalize-space()='{action}']")
 
 
@@ -125,3 +141,58 @@ def go_to(page: Browser, text: str, key: str = TAB) -> None:
             return
         page.press(key)
     raise AssertionError(f"this key never leads to {text!r}; there is:\n{page.text()}")
+
+
+def leave(page: Browser) -> None:
+    """Close a dialog."""
+    page.press(ESCAPE)
+    page.wait_gone(DIALOG)
+
+
+# The choice of the style as Cockpit's shell makes it, and the end of what moves: nothing is to be seen half faded.
+_STYLE = """
+    localStorage.setItem("shell:style", arguments[0]);
+    window.dispatchEvent(new StorageEvent("storage", { key: "shell:style" }));
+    for (const item of document.getAnimations())
+        if (Number.isFinite(item.effect.getComputedTiming().endTime))
+            item.finish();
+"""
+_AXE = """
+    const { violations, passes } = await axe.run(document, arguments[0]);
+    return JSON.stringify({ violations, passes: passes.length });
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """How the page looks in light and dark, wide and narrow, also to axe; `pictures` is where pictures are kept."""
+
+    page: Browser
+    pictures: Path
+
+    def are_fine(self, name: str = "") -> None:
+        """See that nothing is too wide, and that axe finds nothing serious; with a name, keep pictures."""
+        for width in WIDTHS:
+            self.page.resize(width, 900)
+            for style in STYLES:
+                self.page.run(_STYLE, style)
+                if name:
+                    self.page.picture(self.pictures / f"{name}-{style}-{width}.png")
+                assert self.page.run("return document.documentElement.scrollWidth") <= width
+                # All that the other style changes is colours.
+                assert self.serious({"runOnly": ["color-contrast"]} if style == "dark" else {}) == []
+        self.page.resize(WIDTHS[0], 900)
+
+    def serious(self, options: dict[str, list[str]]) -> list[str]:
+        """Give what axe finds."""
+        if not self.page.run("return Boolean(window.axe)"):
+            self.page.run(_axe())
+        found = json.loads(self.page.run(_AXE, options))
+        assert found["passes"] > 0
+        violations = [item for item in found["violations"] if item["impact"] in ("serious", "critical")]
+        return [f"{item['id']}: {node['html']}" for item in violations for node in item["nodes"]]
+
+
+@cache
+def _axe() -> str:
+    return (SOURCE / "cockpit/node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")

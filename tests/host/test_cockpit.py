@@ -1,20 +1,23 @@
 """The page in Cockpit, by clicking in a real browser, and what a client outside then gets.
 
-All of it with Cockpit 337 of Debian 13, and what is most of it with 287 of Debian 12.
+With Cockpit 337 of Debian 13 and 287 of Debian 12.
 """
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.cockpit import (
+    DIALOG,
     DROP_IN,
-    ESCAPE,
     GROUP,
     MEMBERS_PORT,
     NOTHING,
     PORT,
+    Looks,
     act,
     alert,
     browsing,
@@ -22,7 +25,10 @@ from tests.host.cockpit import (
     done,
     field,
     fill,
+    form_group,
     forwarded,
+    leave,
+    menu,
     row,
     send,
     show,
@@ -36,7 +42,6 @@ from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
 
 pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
-on_337 = pytest.mark.on(LibvirtFirewall.NFTABLES)
 CONTROL = f'[control]\ngroup = "{GROUP}"\n'
 MAIL4, MAIL4_NEW = "198.51.100.8", "198.51.100.9"
 ROUTED4 = "203.0.113.66"
@@ -48,6 +53,10 @@ def page(module_host: Host) -> Iterator[Browser]:
     """A browser, and Cockpit with the page."""
     with browsing(module_host) as browser:
         yield browser
+
+
+def routed(network: str, addresses: str) -> str:
+    return f'[[route]]\nnetwork = "{network}"\naddresses = ["{addresses}"]\n'
 
 
 def drop_ins(host: Host) -> list[str]:
@@ -83,14 +92,13 @@ def test_a_forward_is_added_changed_and_removed_by_clicking(shared_scene: Scene,
     assert page.log() == []
 
 
-@on_337
 def test_a_public_address_is_added_changed_and_removed(shared_scene: Scene, page: Browser) -> None:
     scene, host = shared_scene, shared_scene.host
     scene.daemon("")
     show(page)
     page.click(button("Add a forward"))
     page.click("//label[.='A public address']")
-    page.click(f"{field('domain')}/ancestor::*[contains(@class, 'form__group')][1]{button('web (running)')}")
+    page.click(f"{form_group('domain')}{button('web (running)')}")
     fill(page, public=MAIL4, assign="eth0", address=WEB4)
     send(page, "Add")
     done(page, "The entry was added")
@@ -109,7 +117,6 @@ def test_a_public_address_is_added_changed_and_removed(shared_scene: Scene, page
     scene.refused(lambda: host.outside.fetch(f"http://{MAIL4_NEW}/"))
 
 
-@on_337
 def test_a_route_is_added_changed_and_removed(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon, page: Browser
 ) -> None:
@@ -142,7 +149,6 @@ def test_a_route_is_added_changed_and_removed(
     host.outside.run(["ip", "route", "del", "203.0.113.64/29"])
 
 
-@on_337
 def test_what_is_wrong_stands_beside_its_field_and_what_is_taken_is_asked_about(
     shared_scene: Scene, page: Browser
 ) -> None:
@@ -176,7 +182,6 @@ def test_what_is_wrong_stands_beside_its_field_and_what_is_taken_is_asked_about(
     host.run("rm", DROP_IN)
 
 
-@on_337
 def test_what_is_written_meanwhile_is_not_overwritten(shared_scene: Scene, page: Browser) -> None:
     scene, host = shared_scene, shared_scene.host
     scene.daemon("")
@@ -185,8 +190,7 @@ def test_what_is_written_meanwhile_is_not_overwritten(shared_scene: Scene, page:
     def told() -> None:
         page.wait(alert("danger", "The file was changed meanwhile"))
         assert host.run("cat", DROP_IN).stdout.startswith(BY_HAND)
-        page.press(ESCAPE)
-        page.wait_gone("//footer")
+        leave(page)
 
     page.click(button("Add"))
     page.wait(button("neighbour (running)"))
@@ -219,20 +223,50 @@ def test_what_is_written_meanwhile_is_not_overwritten(shared_scene: Scene, page:
     host.run("rm", DROP_IN)
 
 
-@on_337
 def test_ports_are_open_for_a_while_and_closed_before(shared_scene: Scene, page: Browser) -> None:
-    shared_scene.daemon("")
+    scene, url = shared_scene, f"http://{PUBLIC4}:8003/"
+    scene.daemon("")
     show(page)
     page.click(button("Add"))
-    fill(page, domain="web", host_0="8003", guest_0="80")
     page.choose(field("seconds"), "Eight hours")
+    fill(page, domain="web", host_0="70000", guest_0="80")
+    send(page, "Add")
+    assert "70000" in page.wait("//*[@id='entry-ports-0-help']//*[contains(@class, 'pf-m-error')]")
+    fill(page, host_0=str(PORT))
+    send(page, "Add")
+    assert "cockpit-ws" in page.wait(alert("warning", "has this port already"))
+    page.wait(button("Open anyway"))
+    fill(page, host_0="8003")
     send(page, "Add")
     done(page, "The ports are open for a while")
     assert "7 h 59 min left" in page.wait(row("tcp *:8003")) or "8 h 0 min left" in page.wait(row("tcp *:8003"))
+    scene.answers(lambda: scene.host.outside.fetch(url), f"web {CLIENT4}")
+    assert drop_ins(scene.host) == []
     act(page, "tcp *:8003", "Close")
     send(page, "Close")
     done(page, "The port is closed")
     page.wait(NOTHING)
+    scene.refused(lambda: scene.host.outside.fetch(url))
+
+
+def test_what_waits_or_is_refused_says_what_helps(shared_scene: Scene, page: Browser) -> None:
+    host = shared_scene.host
+    host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
+    try:
+        routes = routed("default", "203.0.113.64/29") + routed("gone", "203.0.113.80/29")
+        shared_scene.daemon(routes, f"{HEAD}ip_forward = false\n")
+        show(page)
+        for listens, state, reason, remedy in (
+            ("203.0.113.64/29", "Refused", "IPv4 forwarding is off", "ip_forward"),
+            ("203.0.113.80/29", "Waiting", "no such network", "Write a network that libvirt has"),
+        ):
+            page.wait(f"{row(listens)}//*[normalize-space()='{state}']")
+            assert reason in page.wait(f"{row(listens)}//*[@class='reason']")
+            page.click(f"{row(listens)}{button('What helps?')}")
+            page.wait(alert("danger", remedy))
+            leave(page)
+    finally:
+        host.run("sysctl", "-w", "net.ipv4.ip_forward=1")
 
 
 def test_why_a_connection_fails_is_explained(shared_scene: Scene, page: Browser) -> None:
@@ -257,7 +291,7 @@ def test_a_member_of_the_group_sees_and_cannot_change(shared_scene: Scene, page:
     page.wait(row("tcp *:8000"))
     assert page.texts(button("Add")) == []
     assert len(page.texts("//button[normalize-space()='Add']")) == 1
-    page.click(f"{row('tcp *:8000')}//button[@aria-label='Kebab toggle']")
+    page.click(menu("tcp *:8000"))
     items = "//*[@role='menuitem' and (@disabled or @aria-disabled='true')]"
     assert page.texts(items) == ["Change", "Remove"]
     page.click("//*[@role='menuitem' and normalize-space()='Explain']")
@@ -284,3 +318,50 @@ def test_the_page_follows_the_daemon_as_it_ends_and_comes_back(shared_scene: Sce
     with without_socket(scene.host):
         page.wait("//h1[contains(., 'does not answer')]")
     page.wait(row("tcp *:8000"))
+
+
+def test_it_looks_well_and_what_helps_people_who_cannot_see_finds_nothing_serious(
+    shared_scene: Scene, page: Browser, tmp_path: Path
+) -> None:
+    """By axe, in light and dark, wide and narrow; `PICTURES` names the directory in which pictures of that are kept."""
+    scene, looks = shared_scene, Looks(page, Path(os.environ.get("PICTURES", tmp_path)))
+    waiting = entry("shop", "8443:443", "192.168.122.99")
+    refused = filled(f'[[nat]]\ndomain = "neighbour"\naddress = "NEIGHBOUR4"\npublic = "{MAIL4}"\nassign = "eth9"\n')
+    server = scene.far.serve_tcp(9000)
+    live = entry("web", "8000:80 5353:53/udp", "WEB4") + entry("far", "9000", "FAR4")
+    daemon = scene.daemon(live + waiting + refused)
+    scene.host.portfwd("open", "neighbour", "8022:80", "--for", "8h")
+    scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"), f"web {CLIENT4}")
+    scene.wipe()
+    assert scene.converse(9000).goes_on()
+    show(page)
+    page.wait("//dd[contains(., 'nft')]")
+    page.wait(f"{row('tcp *:9000')}/td[@data-label='Open now' and starts-with(., '1')]")
+    looks.are_fine("page")
+
+    page.click(button("Add"))
+    page.wait(button("web (running)"))
+    looks.are_fine("form")
+    fill(page, domain="web", host_0="70000")
+    send(page, "Add")
+    page.wait("//*[@id='entry-ports-0-help']//*[contains(@class, 'pf-m-error')]")
+    looks.are_fine()
+    for kind in ("A public address", "Addresses of a network"):
+        page.click(f"//label[.='{kind}']")
+        looks.are_fine()
+    leave(page)
+
+    page.click(f"{row('tcp *:8443')}{button('What helps?')}")
+    page.wait("//ol/li[@class='no']")
+    page.wait(f"//footer{button('Explain')}")
+    looks.are_fine("explain")
+    leave(page)
+    act(page, "tcp *:8000", "History")
+    page.wait_gone(f"{DIALOG}//*[@role='progressbar']")
+    looks.are_fine()
+    leave(page)
+    daemon.terminate()
+    page.wait("//h1[contains(., 'does not answer')]")
+    looks.are_fine()
+    page.run("localStorage.clear()")
+    server.stop()

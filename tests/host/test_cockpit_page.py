@@ -1,4 +1,4 @@
-"""The page in Cockpit: in another language, by keys alone, for people who cannot see, and with many forwards.
+"""The page in Cockpit: in another language, by keys alone, and with many forwards.
 
 With Cockpit 337 of Debian 13.
 """
@@ -13,30 +13,29 @@ import pytest
 from tests.host.cockpit import (
     DOWN,
     ENTER,
-    ESCAPE,
     NOTHING,
     SHELLS_PORT,
     TAB,
     act,
     alert,
     browsing,
-    button,
     done,
     go_to,
     row,
     serving,
     show,
 )
-from tests.host.conftest import HEAD, NEIGHBOUR4, WEB4, Scene, entry, filled
+from tests.host.conftest import HEAD, WEB4, Scene, entry, filled
 from tests.lab.browser import Browser
 from tests.lab.computer import SOURCE
 from tests.lab.daemon import CONFIG
-from tests.lab.host import CLIENT4, PUBLIC4, Host
+from tests.lab.host import PUBLIC4, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
 
 pytestmark = pytest.mark.on(LibvirtFirewall.NFTABLES)
-MAIL4 = "198.51.100.8"
+# What PatternFly says by itself, where nothing else is said.
+PATTERNFLYS_OWN = ("Kebab", "Reset", "Go to", "Close", "alert:", "per page", "Contents", "Loading", "Show Less")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,9 @@ def page(module_host: Host) -> Iterator[Browser]:
 
 def test_the_page_and_its_place_in_the_menu_speak_german_too(shared_scene: Scene, page: Browser) -> None:
     host = shared_scene.host
-    shared_scene.daemon(entry("web", "8004:81", "WEB4") + entry("shop", "8443:443", "192.168.122.99"))
+    many = " ".join(f"{number}:80" for number in range(20000, 20020))
+    there = entry("neighbour", "8004:81", "NEIGHBOUR4") + entry("shop", "8443:443", "192.168.122.99")
+    shared_scene.daemon(there + entry("web", many, "WEB4"))
     with serving(host, SHELLS_PORT):
         show(page, SHELLS_PORT)
         page.wait("//h1[.='Port forwards']")
@@ -57,12 +58,24 @@ def test_the_page_and_its_place_in_the_menu_speak_german_too(shared_scene: Scene
         page.wait("//h1[.='Portweiterleitungen']")
         # Reasons and remedies too, and what the daemon says besides is marked as English.
         assert page.texts("//*[@class='reason']") == ["libvirt kennt keinen solchen Gast"]
+        # So is what PatternFly says to screen readers by itself.
+        assert {"Aktionen für neighbour, tcp *:8004", "Vorige Seite", "Nächste Seite"} <= labels(page)
+        assert "1 - 20 von 22" in page.text()
+        page.write("//input[@aria-label='Nach Gast, Adresse oder Port filtern']", "8004")
+        page.wait("//button[@aria-label='Filter leeren']")
         act(page, "tcp *:8004", "Erklären")
         page.wait(alert("danger", "Im Gast lauscht nichts auf diesem Port"))
         assert "nothing listens" in page.wait(f"{alert('danger', 'Im Gast')}//*[@lang='en']")
+        assert "Schließen" in labels(page)
+        assert [word for word in PATTERNFLYS_OWN if word in "\n".join([page.text(), *labels(page)])] == []
         page.open(f"http://{PUBLIC4}:{SHELLS_PORT}/kvm-portfwd")
         page.wait("//a[normalize-space()='Portweiterleitungen']")
         page.run("document.cookie = 'CockpitLang=; path=/; max-age=0'")
+
+
+def labels(page: Browser) -> set[str]:
+    """What a screen reader reads of what has no text."""
+    return set(page.run("return Array.from(document.querySelectorAll('[aria-label]'), item => item.ariaLabel)"))
 
 
 def test_keys_alone_add_an_entry_and_remove_it(shared_scene: Scene, page: Browser) -> None:
@@ -76,7 +89,7 @@ def test_keys_alone_add_an_entry_and_remove_it(shared_scene: Scene, page: Browse
     page.press(f"web{TAB}8006{TAB}80{ENTER}")
     done(page, "The entry was added")
     page.wait(row("tcp *:8006"))
-    go_to(page, "Kebab toggle")
+    go_to(page, "Actions for web, tcp *:8006")
     page.press(ENTER)
     page.wait("//*[@role='menuitem' and normalize-space()='Remove']")
     go_to(page, "Remove", DOWN)
@@ -122,50 +135,9 @@ def test_a_thousand_forwards_are_there_soon_and_hold_nothing_up_as_they_change(
     measured["longest"] = round(max(figures["tasks"], default=0))
     measured |= {"drawing": round(1000 * (drawn - before)), "following": round(1000 * (followed - drawn))}
     Path(os.environ.get("PICTURES", tmp_path), "thousand.json").write_text(json.dumps(measured), encoding="utf-8")
+    # By the clock, in milliseconds: with a load of 28 on two cores it was half of that, and a fifth.
+    assert 0 < measured["painted"] < 1000
+    assert max(measured["longest"], measured["gap"]) < 1000
     # In processor time, which other work hardly moves: a second to the table, and a quarter of one for each change.
     assert 0 < drawn - before < 1
     assert followed - drawn < 2
-
-
-def test_what_helps_people_who_cannot_see_finds_nothing_serious(
-    shared_scene: Scene, page: Browser, tmp_path: Path
-) -> None:
-    """By axe, in light and dark, wide and narrow; `PICTURES` names the directory in which pictures of that are kept."""
-    scene = shared_scene
-    waiting = entry("shop", "8443:443", "192.168.122.99")
-    more = f'[[nat]]\ndomain = "neighbour"\naddress = "{NEIGHBOUR4}"\npublic = "{MAIL4}"\nassign = "eth0"\n'
-    scene.daemon(entry("web", "8000:80 5353:53/udp", "WEB4") + entry("far", "9000", "FAR4") + waiting + more)
-    pictures = Path(os.environ.get("PICTURES", tmp_path))
-    axe = (SOURCE / "cockpit/node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
-    scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"), f"web {CLIENT4}")
-    scene.wipe()
-    show(page)
-    page.wait("//dd[contains(., 'nft')]")
-    for style in ("light", "dark"):
-        for width in (1280, 360):
-            page.run(f"localStorage.setItem('shell:style', '{style}')")
-            show(page, width=width)
-            page.wait(row("tcp *:8000"))
-            page.picture(pictures / f"page-{style}-{width}.png")
-            assert serious(page, axe) == []
-            assert page.run("return document.documentElement.scrollWidth") <= width
-            page.click(button("Add"))
-            page.wait(button("web (running)"))
-            page.picture(pictures / f"form-{style}-{width}.png")
-            assert serious(page, axe) == []
-            page.press(ESCAPE)
-            page.wait_gone("//footer")
-            page.click(f"{row('tcp *:8443')}{button('What helps?')}")
-            page.wait("//ol/li[@class='no']")
-            page.wait(f"//footer{button('Explain')}")
-            page.picture(pictures / f"explain-{style}-{width}.png")
-            assert serious(page, axe) == []
-            page.press(ESCAPE)
-    page.run("localStorage.clear()")
-
-
-def serious(page: Browser, axe: str) -> list[str]:
-    """Give what axe finds."""
-    found = page.run(f"{axe}; return axe.run().then(found => JSON.stringify(found.violations))")
-    violations = [item for item in json.loads(found) if item["impact"] in ("serious", "critical")]
-    return [f"{item['id']}: {node['html']}" for item in violations for node in item["nodes"]]

@@ -291,7 +291,7 @@ def test_systemds_own_program_speaks_with_it(shared_scene: Scene) -> None:
     assert shown["counts"]["active"] == 1
     assert json.loads(host.run(*varlinkctl, "call", address, f"{interface}.Reload", "{}").stdout)["failure"] is None
 
-    def asked(method: str, **parameters: str) -> Any:
+    def asked(method: str, **parameters: object) -> Any:
         return json.loads(
             host.run(*varlinkctl, "call", address, f"{interface}.{method}", json.dumps(parameters)).stdout
         )
@@ -304,6 +304,11 @@ def test_systemds_own_program_speaks_with_it(shared_scene: Scene) -> None:
     assert [opening["domain"] for opening in asked("Plan", **draft)["add"]] == ["far"]
     assert asked("Check", **draft)["problems"] == []
     assert [problem["line"] for problem in asked("Check", drop_in="more.toml", text="\nx = 1")["problems"]] == [2]
+    opened = asked("Open", domain="web", ports=["8005:80"], sources=[f"{CLIENT4}/32"], seconds=600)
+    assert [(row["listens"], row["opened_ports"]) for row in opened["openings"]] == [("tcp *:8005", "8005:80")]
+    shared_scene.answers(lambda: host.outside.fetch(f"http://{PUBLIC4}:8005/"), f"web {CLIENT4}")
+    assert asked("Close", domain="web", ports=["8005:80"]) == {"closed": ["8005:80"]}
+    shared_scene.refused(lambda: host.outside.fetch(f"http://{PUBLIC4}:8005/"))
     named = asked("Inventory")
     assert {"web", "far"} <= {domain["name"] for domain in named["domains"] if domain["running"]}
     assert {"address": PUBLIC4, "interface": "eth0", "outside": True} in named["addresses"]

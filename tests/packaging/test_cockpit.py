@@ -72,7 +72,7 @@ def test_both_hold_the_page_in_both_languages_and_all_licences(built: str) -> No
     assert [name for name, version in named if locked[f"node_modules/{name}"]["version"] != version] == []
 
 
-def test_the_drop_in_keeps_what_the_page_does_not_change(built: str) -> None:  # noqa: ARG001  as above
+def test_the_drop_in_keeps_what_the_page_does_not_change_and_follows_what_the_daemon_answers(built: str) -> None:  # noqa: ARG001  as above
     assert "\n# fail 0" in run("npm", "--prefix", PAGE, "test")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.cockpit import NOTHING, act, button, done, fill, row, send, without_socket
+from tests.host.cockpit import NOTHING, act, button, done, fill, form_group, row, send, without_socket
 from tests.lab.browser import Browser
 from tests.lab.command import run
 from tests.lab.computer import PUBLIC4, SOURCE
@@ -85,6 +85,9 @@ def test_a_new_user_makes_a_guest_answer(cockpit: Machine, browser: Browser) -> 
     browser.click(button("Add a forward"))
     browser.click(button("web1 (running)"))
     fill(browser, host_0="8000", guest_0="80")
+    # What the chosen guest has by DHCP is offered as its address.
+    browser.click(button("More"))
+    browser.click(f"{form_group('address')}//button[starts-with(., '192.168.122.')]")
     send(browser, "Add")
     done(browser, "The entry was added")
     wait_until(lambda: cockpit.outside.fetch(SITE).answered, "the guest answers")

@@ -1,0 +1,18 @@
+// What an entry is explained by.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+globalThis.cockpit = { gettext: text => text };
+const { connectionTo } = await import("../node_modules/.tested/text.mjs");
+
+test("a forward is explained by its first port", () => {
+    assert.equal(connectionTo({ kind: "forward", address: null, ports: "8000-8009", protocol: "tcp" }), ":8000");
+    assert.equal(connectionTo({ kind: "forward", address: "2001:db8::7", family: 6, ports: "53", protocol: "udp" }), "[2001:db8::7]:53/udp");
+});
+
+test("a route is explained by the first address that a guest can have", () => {
+    const asked = { "203.0.113.64/29": "203.0.113.65:443", "203.0.113.66/32": "203.0.113.66:443", "203.0.113.66/31": "203.0.113.66:443",
+                    "2001:db8:1::/64": "[2001:db8:1::1]:443", "2001:db8::/128": "[2001:db8::]:443", "2001:db8::8/125": "[2001:db8::8]:443" };
+    for (const [subnet, connection] of Object.entries(asked))
+        assert.equal(connectionTo({ kind: "route", subnet }), connection);
+});
