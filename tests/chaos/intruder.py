@@ -71,8 +71,8 @@ FORGERIES = (
 OF_NEIGHBOUR = Forgery(HOSTILE, _PRIVATE, CLIENT4)
 
 
-def knocks(world: World, *, is_read: bool = True) -> Iterator[Knock]:
-    """Everything to try; whom the file of a set denies only where it `is_read`."""
+def knocks(world: World, *, denies: bool = True) -> Iterator[Knock]:
+    """Everything to try; of those who are denied only where what `denies` them is in force."""
     loopback = (("tcp", SECRET_PORT), ("tcp", TCP_PORT), ("udp", UDP_PORT))
     yield from (Knock(HOSTILE, HOSTILE4, protocol, str(LOOPBACK), port) for protocol, port in loopback)
     for port in _UNPUBLISHED:
@@ -80,7 +80,7 @@ def knocks(world: World, *, is_read: bool = True) -> Iterator[Knock]:
         yield Knock("outside", CLIENT6, "tcp", PUBLIC6, port)
         yield from (Knock(HOSTILE, HOSTILE4, "tcp", address, port) for address in (_GATEWAY4, OTHER_LINK4))
         yield Knock(HOSTILE, HOSTILE6, "tcp", _GATEWAY6, port)
-    for source in (world.denied if is_read else frozenset(world.banned)).intersection(BANNABLE):
+    for source in world.denied.intersection(BANNABLE) if denies else ():
         yield from (Knock("outside", source, "tcp", address, TCP_PORT) for address in (PUBLIC4, _STEADY_PUBLIC))
         yield Knock("outside", source, "udp", PUBLIC4, UDP_PORT)
     for domain in world.domains.values():

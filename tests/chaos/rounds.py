@@ -178,8 +178,9 @@ class Rounds:
 
     def _intrude(self) -> None:
         """See that nothing gets where it must not, and nothing forged while no fault has changed the rules."""
-        is_read = not any(action.kind == "set-file" for action in self._unsettled)
-        found = self._intruder.answered(knocks(self._world, is_read=is_read))
+        # A daemon that is short of something reads no file, and puts back no rule that was taken away.
+        denies = not any(action.kind in {"set-file", "rules"} for action in self._unsettled)
+        found = self._intruder.answered(knocks(self._world, denies=denies))
         if not any(action.kind == "rules" for action in self._unsettled):
             forgeries = FORGERIES if self._world.removed else (*FORGERIES, OF_NEIGHBOUR)
             found += self._intruder.arrived(forgeries, open_way=self._world.can_settle)
