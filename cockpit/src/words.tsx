@@ -74,6 +74,7 @@ const IN_PART: Record<string, string> = {
     "address-contested": _("several guests claim the address"),
     "held-elsewhere": _("another machine has the address now"),
     "claimed": _("it is taken already"),
+    "assigned": _("it is an automatic port of a guest"),
     "no-free-port": _("none of the automatic ports is free"),
     "not-allowed": _("no [[allow]] covers what the guest asks for"),
     "not-own-address": _("the guest is not known to have this address"),

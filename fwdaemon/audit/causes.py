@@ -253,6 +253,9 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
         if found.names
         else f"a process of the host has port {found.ports}"
     ),
+    HindranceKind.ASSIGNED: lambda found: (
+        f"port {found.ports} is an automatic port of {_names(found) or 'a domain that may come back'}"
+    ),
     HindranceKind.NO_FREE_PORT: lambda found: f"no port of auto_ports ({found.ports}) is free",
     HindranceKind.SOCKETS_UNKNOWN: lambda _: "the kernel does not report which ports processes of the host have",
     HindranceKind.NO_RUNNING_DOMAIN: lambda _: "no running domain has such a name",

@@ -254,6 +254,7 @@ class HindranceKind(StrEnum):
     ADDRESS_CONTESTED = "address-contested"
     HELD_ELSEWHERE = "held-elsewhere"
     CLAIMED = "claimed"
+    ASSIGNED = "assigned"
     NO_FREE_PORT = "no-free-port"
     SOCKETS_UNKNOWN = "sockets-unknown"
     NO_RUNNING_DOMAIN = "no-running-domain"
@@ -274,6 +275,7 @@ _REFUSALS = frozenset(
     {
         HindranceKind.NOT_ALLOWED,
         HindranceKind.CLAIMED,
+        HindranceKind.ASSIGNED,
         HindranceKind.NO_FREE_PORT,
         HindranceKind.SOCKETS_UNKNOWN,
         HindranceKind.NOT_OWN,
@@ -301,8 +303,8 @@ class Hindrance:
     one that is missed. `names` are other domains, the network or the parent of macvtap, `subnets` the guest's own.
     `ports` are those that are claimed at `origin`, or of which none is free. Of what is not allowed, `origin` is the
     `[[allow]]` that comes closest, and `names` are each key of it that does not cover a value, followed by that; of
-    many, the first ones and then how many `more`. Of what is claimed already, they are where, and by which domain;
-    neither where a process of the host has it. Of what is to be removed, they are why the last pass failed.
+    many, the first ones and then how many `more`. Of what is claimed or assigned already, they are where, and by which
+    domain, if by any that is known. Of what is to be removed, they are why the last pass failed.
     """
 
     kind: HindranceKind
@@ -321,9 +323,7 @@ class Hindrance:
         return self.kind in _CLAIMED
 
 
-# What each witness said, before it is put together: libvirt, the guests' agents, the kernel.
-#
-# Plain data only. `fwdaemon.resolve.snapshot` makes one `Inventory` of it.
+# What each witness said, before `fwdaemon.resolve.snapshot` makes one `Inventory` of it. Plain data.
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ host goes before what is asked for anew, and not before what was given earlier.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Final, TypeAlias
@@ -22,14 +22,15 @@ from fwdaemon.core.inventory import (
     Occupied,
 )
 from fwdaemon.core.state import Waiting
-from fwdaemon.core.types import Address, Origin, Protocol
+from fwdaemon.core.types import Address, Origin, PortRange, Protocol
 from fwdaemon.resolve.claims import Bid, PortsInUse, Sockets, Turn, Turns, located, of_these_runs
 from fwdaemon.resolve.expansion import Assignments
 from fwdaemon.resolve.guests import nameless
 from fwdaemon.resolve.wishes import Asker, Taken, Wish, Wishes, is_live, refusals, wishes
 
 _NO_PORTS: Final[Assignments] = {}
-Ports: TypeAlias = Collection[tuple[Protocol, int]]
+Owners: TypeAlias = Mapping[tuple[Protocol, int], UUID]
+"""To which domain a port is assigned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Allocator:
         self._facts: tuple[object, ...] = ()
         self._local: frozenset[Address] = frozenset()
         self._wishes: dict[UUID, tuple[Domain, Wishes]] = {}
-        self._held: tuple[Assignments, frozenset[tuple[Protocol, int]]] = {}, frozenset()
+        self._held: tuple[Assignments, Owners] = {}, {}
 
     def settle(
         self,
@@ -88,7 +89,7 @@ class Allocator:
             self._config, self._facts, self._wishes = config, (), {}
             self._files, self._grants = Taken(config.entries), Grants(config)
         asking = tuple(domain for domain in inventory.domains if domain.metadata is not None)
-        held = self._held_by(ports) if asking else frozenset()
+        held = self._held_by(ports) if asking else {}
         unnamed = nameless(asking, inventory.domains)
         of_host = inventory.host_addresses, inventory.lent, inventory.occupied
         facts = asking, unnamed, [domain.instance for domain in asking], of_host, held, rebooting
@@ -102,10 +103,10 @@ class Allocator:
         self._grants = _granted(config, self._grants, share)
         return self._grants
 
-    def _held_by(self, ports: Assignments) -> frozenset[tuple[Protocol, int]]:
+    def _held_by(self, ports: Assignments) -> Owners:
         """Give the ports that are assigned; where thousands are, that takes a while, so it is kept."""
         if self._held[0] is not ports:
-            self._held = ports, frozenset((item.protocol, found.port) for item, found in ports.items())
+            self._held = ports, {(item.protocol, found.port): item.domain for item, found in ports.items()}
         return self._held[1]
 
     def _asked(
@@ -165,7 +166,7 @@ class Share:
     """Deals out what is asked for; `unnamed` are domains that entries do not mean by their name."""
 
     def __init__(
-        self, files: Taken, inventory: Inventory, held: Ports, unnamed: Collection[UUID], turns: Turns
+        self, files: Taken, inventory: Inventory, held: Owners, unnamed: Collection[UUID], turns: Turns
     ) -> None:
         self.refused: list[Waiting] = []
         self._taken, self._unnamed, self._turns = Taken(before=files), unnamed, turns
@@ -176,6 +177,7 @@ class Share:
         self._own = {host.address for host in inventory.host_addresses if not _is_lent(host, inventory)}
         known = None if inventory.occupied is None else located(inventory.occupied, inventory.every_network)
         self._used = None if known is None else PortsInUse(known)
+        self._owners, self._names = held, {domain.uuid: domain.name for domain in inventory.domains}
         self._held = PortsInUse(Occupied(protocol, None, port) for protocol, port in held)
         self._spent: defaultdict[tuple[UUID, Origin], int] = defaultdict(int)
 
@@ -247,18 +249,24 @@ class Share:
         if isinstance(entry, NatEntry):
             if entry.public in self._own:
                 return Hindrance(HindranceKind.CLAIMED)
-        elif (hindrance := self._occupied(entry, had=had)) is not None:
+        elif (hindrance := self._assigned(entry) or self._occupied(entry, had=had)) is not None:
             return hindrance
         holder = self._taken.holder(entry, asker)
         if holder is None:
             return None
         return Hindrance(HindranceKind.CLAIMED, names=(holder.owner.name,), origin=holder.origin)
 
+    def _assigned(self, entry: ForwardEntry) -> Hindrance | None:
+        """Say whether a port is an automatic one, also of the domain itself: a file may be what it has it by."""
+        if (port := self._held.first_of(claim for claim, _ in entry.claims())) is None:
+            return None
+        owners = {owner for (_, assigned), owner in self._owners.items() if assigned == port}
+        names = tuple(sorted(self._names[owner] for owner in owners if owner in self._names))
+        return Hindrance(HindranceKind.ASSIGNED, names=names, ports=PortRange(port, port))
+
     def _occupied(self, entry: ForwardEntry, *, had: bool) -> Hindrance | None:
         """Say whether a process of the host was there first; what the domain had already is not taken from it."""
         claims = [claim for claim, _ in entry.claims()]
-        if self._held.first_of(claims) is not None:
-            return Hindrance(HindranceKind.CLAIMED)
         if had or not claims:
             return None
         if self._used is None:

@@ -9,11 +9,13 @@ from uuid import UUID
 import pytest
 
 from fwdaemon.audit.causes import why
+from fwdaemon.config.model import ForwardEntry
 from fwdaemon.core.inventory import Domain, HostAddress, Inventory, Occupied
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import PortRange, Protocol
 from fwdaemon.hostnet.owned_state import OwnedStateFile
 from fwdaemon.hostnet.public_addresses import with_lent
+from fwdaemon.resolve.expansion import AutoPort, Held
 from fwdaemon.resolve.placement import desired_state
 from fwdaemon.resolve.sharing import Allocator, grants
 from tests.unit.asking import (
@@ -166,6 +168,24 @@ def test_a_range_is_not_walked_to_refuse_it(most: str, reason: str, monkeypatch:
     assert not granted.given
     assert not walked
     assert {why(item.reason).rpartition("cover ")[2] for item in granted.refused} == {reason}
+
+
+@pytest.mark.parametrize(
+    ("owner", "reason"),
+    [
+        (1, "port 8000 is an automatic port of ci-1"),
+        (2, "port 8000 is an automatic port of db"),
+        (3, "port 8000 is an automatic port of a domain that may come back"),
+    ],
+)
+def test_an_automatic_port_is_kept_for_whom_it_is_assigned_to(owner: int, reason: str) -> None:
+    kept = {AutoPort(UUID(int=owner), 80, Protocol.TCP): Held(8000)}
+    inventory = Inventory((domain("ci-1", 1, forward("8000 8001")), domain("db", 2)), NETWORKS, HOST)
+    granted = grants(config(ALLOW), inventory, kept)
+    assert [why(item.reason) for item in granted.refused] == [reason]
+    (given,) = granted.given
+    assert isinstance(given, ForwardEntry)
+    assert [str(mapping.host) for mapping in given.mappings] == ["8001"]
 
 
 FILE = '[[forward]]\ndomain = "web"\nports = ["{}"]\n{}\n' + ALLOW
