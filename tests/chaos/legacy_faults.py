@@ -1,8 +1,10 @@
 """Faults of our chains in iptables-legacy, and of what links them to the kernel's own."""
 
 from random import Random
+from re import sub
 
 from tests.chaos.commands import FAMILIES, Command, Commands, words
+from tests.chaos.legacy_rules import COMMENT
 from tests.chaos.listing import Listing
 
 _CHAINS = {
@@ -74,7 +76,7 @@ def move_rule(random: Random, listing: Listing) -> Commands:
 
 
 def unlabel_rule(random: Random, listing: Listing) -> Commands:
-    """Have one rule translate without setting the label."""
+    """Have one rule translate without setting the label; who replaces a rule by hand writes none of our comments."""
     label = ' -m connlabel --label "25" --set'
     found = [
         (family, number, line)
@@ -85,7 +87,7 @@ def unlabel_rule(random: Random, listing: Listing) -> Commands:
     if not found:
         return []
     family, number, line = random.choice(found)
-    other = line.replace(label, "").replace("-A KVMPF_OUT", f"-R KVMPF_OUT {number}", 1)
+    other = sub(COMMENT, "", line).replace(label, "").replace("-A KVMPF_OUT", f"-R KVMPF_OUT {number}", 1)
     return [restore(family, "nat", other)]
 
 

@@ -17,10 +17,10 @@ _MATCHES = (
     # A 1:1 NAT has a second rule, for a public address that is not the host's.
     r"(?P<elsewhere> -m addrtype ! --dst-type LOCAL)?"
 )
-_COMMENT = r" -m comment --comment (?P<comment>\"[^\"]*\"|\S+)"
-_TAKEN = re.compile(rf'-A KVMPF_OUT{_MATCHES} -m connlabel --label "25" --set{_COMMENT} -j DNAT (?P<rest>.*)')
+COMMENT = r" -m comment --comment (?P<comment>\"[^\"]*\"|\S+)"
+_TAKEN = re.compile(rf'-A KVMPF_OUT{_MATCHES} -m connlabel --label "25" --set{COMMENT} -j DNAT (?P<rest>.*)')
 # What all that is taken has to pass ahead of that; ports that touch are asked for together.
-_DENIED = re.compile(rf"-A KVMPF_POST{_MATCHES}{_COMMENT} -j KVMPF_DENY")
+_DENIED = re.compile(rf"-A KVMPF_POST{_MATCHES}{COMMENT} -j KVMPF_DENY")
 _HOME = re.compile(
     r"(?:nat -A KVMPF_PRE|mangle -A KVMPF_(?:FWD|PRE)) -s \S+ (?:! )?(?:-i \S+ )?-m comment .* -j (?:RETURN|KVMPF_OUT)$"
 )
