@@ -9,21 +9,18 @@ from typing import Final
 from fwdaemon.core.exposures import Exposure, Owner, in_order
 from fwdaemon.core.inventory import HijackedAddress, Hindrance, HindranceKind, Place
 from fwdaemon.core.report import (
-    LIBVIRT_TABLE,
     Actor,
     ActorKind,
     ApplyResult,
     Cause,
     Change,
-    GateChange,
-    LocationReason,
     Reason,
     ReasonKind,
     ReconcileReport,
 )
 from fwdaemon.core.state import Desired, Namesake, Unchosen
 from fwdaemon.core.text import printable, shown
-from fwdaemon.core.types import GateFault, Origin
+from fwdaemon.core.types import Origin
 
 # What changed: a function of what was applied before, what is now, and what the backend found in between. Pure.
 
@@ -365,36 +362,3 @@ def _ambiguous(places: Collection[Place]) -> str:
     networks = {place.network for place in places}
     hint = "network = … or mac = …" if None not in networks and len(networks) == len(places) else "mac = …"
     return f"has {len(places)} interfaces ({listed}): write {hint}"
-
-
-# Why a gate was changed, and why rules are in a rule system.
-_GATE_FAULTS: Final[Mapping[GateFault, str]] = {
-    GateFault.ABSENT: "it was not there",
-    GateFault.BEHIND_RULE: "another rule was ahead of it",
-    GateFault.AHEAD_OF_BAN: "it was ahead of a ban",
-    GateFault.REPEATED: "it was there more than once",
-    GateFault.ALTERED: "it was not as we made it",
-    GateFault.GUESTS: "its rules for guests were not as keep_guests_online asks",
-}
-_LOCATION_REASONS: Final[Mapping[LocationReason, str]] = {
-    LocationReason.CONFIGURED: "the configuration says so",
-    LocationReason.LIBVIRT_TABLE: f"libvirt's rules are in its table {LIBVIRT_TABLE}",
-    LocationReason.LIBVIRT_CHAINS: "libvirt's chains are there",
-    LocationReason.NO_LIBVIRT_RULES: "libvirt has no rules of its own",
-    LocationReason.WRITTEN_TO: "libvirt's chains are in both rule systems, and iptables writes to this one",
-}
-
-
-def format_gate_fault(fault: GateFault) -> str:
-    """Say what was wrong with a gate."""
-    return _GATE_FAULTS[fault]
-
-
-def format_gate(change: GateChange) -> str:
-    """Name a gate, and say what was wrong with it."""
-    return f"gate in {change.gate}: {format_gate_fault(change.fault)}"
-
-
-def format_location_reason(reason: LocationReason) -> str:
-    """Say why rules are in a rule system, or belong there."""
-    return _LOCATION_REASONS[reason]

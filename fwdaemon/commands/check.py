@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from fwdaemon import config as configuration
-from fwdaemon.audit.causes import format_gate, format_gate_fault, format_location_reason
 from fwdaemon.audit.lines import format_fault
+from fwdaemon.audit.rules import format_conflict, format_gate, format_gate_fault, format_location_reason
 from fwdaemon.config.files import ROOT, about_ignored, read_files, unguarded
 from fwdaemon.config.model import BackendChoice, Config, ForwardEntry
 from fwdaemon.conflicts.watch import conflicts_if_running
@@ -146,7 +146,7 @@ def _warn(config: Config) -> None:
 def conflicting(config: Config) -> tuple[list[str], str]:
     """Say what on this host conflicts with it, and what could not be looked at."""
     conflicts, missing = conflicts_if_running(config, SystemRunner())
-    found = [*(conflict.sentence() for conflict in conflicts), *_forgetting(config)]
+    found = [*map(format_conflict, conflicts), *_forgetting(config)]
     return found, format_fault(missing) if missing else ""
 
 
