@@ -20,7 +20,7 @@ from fwdaemon.core.report import (
 )
 from fwdaemon.core.state import Desired, Namesake, Unchosen
 from fwdaemon.core.text import printable, shown
-from fwdaemon.core.types import Origin
+from fwdaemon.core.types import Address, Origin
 
 # What changed: a function of what was applied before, what is now, and what the backend found in between. Pure.
 
@@ -144,17 +144,23 @@ def _may_concern(exposure: Exposure, reason: Reason) -> bool:
 # All of these facts in words, and here alone: for the audit, the status and `explain`. Nothing reads these words.
 _MOST: Final = 3
 _NOTHING_KNOWN: Final = "found at a regular comparison"
+UNANSWERED: Final = "libvirt has not answered yet"
 
 _REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
     ReasonKind.DOMAIN: lambda reason: f"domain {shown(reason.subject)} {reason.detail}",
     ReasonKind.DEVICES: lambda reason: f"devices of domain {shown(reason.subject)} changed",
-    ReasonKind.AGENT: lambda reason: f"guest agent of domain {shown(reason.subject)} {reason.detail}",
+    ReasonKind.AGENT: lambda reason: (
+        f"guest agent of domain {shown(reason.subject)} {reason.detail or 'reported its addresses'}"
+    ),
     ReasonKind.METADATA: lambda reason: f"metadata of domain {shown(reason.subject)} changed",
     ReasonKind.NETWORK: lambda reason: f"network {shown(reason.subject)} {reason.detail}",
     ReasonKind.LIBVIRT: lambda reason: f"libvirt at {printable(reason.subject)} {reason.detail}",
     ReasonKind.LISTED: lambda _: "domains and networks were listed, as libvirt sent too many events",
     ReasonKind.HOST_ADDRESS: lambda reason: f"host address {printable(reason.subject)} {reason.detail}",
-    ReasonKind.NEIGHBOUR: lambda reason: f"neighbour {printable(reason.subject)} {reason.detail}",
+    ReasonKind.NEIGHBOUR: lambda reason: (
+        f"neighbour {printable(reason.subject)} "
+        + (f"answered from {reason.detail}" if reason.detail else "does not answer")
+    ),
     ReasonKind.ADDRESSES_LOST: lambda _: "more changes of addresses than could be followed",
     ReasonKind.ROUTE: lambda reason: f"interface {shown(reason.subject)} {reason.detail}",
     ReasonKind.ROUTES_LOST: lambda _: "more changes of routes than could be followed",
@@ -195,7 +201,7 @@ _ACTORS: Final[Mapping[ActorKind, Callable[[Actor], str]]] = {
     ActorKind.ROUTES_LOST: lambda _: "an unknown program, in more changes of routes than could be followed",
 }
 _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
-    HindranceKind.NO_ANSWER: lambda _: "libvirt has not answered yet",
+    HindranceKind.NO_ANSWER: lambda _: UNANSWERED,
     HindranceKind.NO_SUCH_DOMAIN: lambda _: "libvirt knows no such domain",
     HindranceKind.NOT_RUNNING: lambda _: "the domain is not running",
     HindranceKind.ARRIVING: lambda _: "it does not run here yet: its memory is being received",
@@ -284,6 +290,11 @@ def format_cause(cause: Cause) -> str:
 def why(hindrance: Hindrance) -> str:
     """Say what hinders an entry, as a short sentence without a full stop."""
     return _HINDRANCES[hindrance.kind](hindrance)
+
+
+def followed(reason: str, address: Address, mac: str) -> str:
+    """Say why something waits, and which machine has the public address of a guest that was handed over."""
+    return f"{reason}; the machine at {mac} has {address} now"
 
 
 def remark(about: Namesake | Unchosen | HijackedAddress) -> str:

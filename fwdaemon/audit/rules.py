@@ -6,7 +6,7 @@ from typing import Final
 from fwdaemon.core.conflicts import Conflict, Entry, ListenerConflict, Order, RuleConflict
 from fwdaemon.core.report import LIBVIRT_TABLE, GateChange, LocationReason
 from fwdaemon.core.text import shown
-from fwdaemon.core.types import GateFault, Protocol
+from fwdaemon.core.types import Gate, GateFault, Protocol
 
 # Why a gate was changed, and why rules are in a rule system.
 _GATE_FAULTS: Final[Mapping[GateFault, str]] = {
@@ -32,8 +32,13 @@ def format_gate_fault(fault: GateFault) -> str:
 
 
 def format_gate(change: GateChange) -> str:
-    """Name a gate, and say what was wrong with it."""
-    return f"gate in {change.gate}: {format_gate_fault(change.fault)}"
+    """Say what was wrong with which gate."""
+    return f"{name_gate(change.gate)}: {format_gate_fault(change.fault)}"
+
+
+def name_gate(gate: Gate) -> str:
+    """Name a gate."""
+    return f"gate in {gate}"
 
 
 def format_location_reason(reason: LocationReason) -> str:

@@ -22,13 +22,13 @@ class ReasonKind(StrEnum):
 
     DOMAIN = "domain"  # a domain
     DEVICES = "devices"  # a domain
-    AGENT = "agent"  # a domain
+    AGENT = "agent"  # a domain; the detail is what became of the agent, none if it reported addresses
     METADATA = "metadata"  # a domain
     NETWORK = "network"  # a network
     LIBVIRT = "libvirt"  # a URI
     LISTED = "listed"  # instead of events
     HOST_ADDRESS = "host-address"  # an address
-    NEIGHBOUR = "neighbour"  # an address
+    NEIGHBOUR = "neighbour"  # an address; the detail is the MAC address that answers for it, if any
     ADDRESSES_LOST = "addresses-lost"
     ROUTE = "route"  # an interface
     ROUTES_LOST = "routes-lost"
