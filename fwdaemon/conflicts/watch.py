@@ -218,17 +218,18 @@ class ConflictWatch:
             if anew or state != self._state:
                 self._state, self._foreign = state, self._rules.read()
         except PortfwdError as error:
-            self._missed("the rules of other programs are not checked", error)
+            _log.debug("the rules of other programs are not checked: %s", error)
+            self._missed(error)
 
-    def _missed(self, what: str, error: PortfwdError) -> None:
-        _log.debug("%s: %s", what, error)
+    def _missed(self, error: PortfwdError) -> None:
         self.short = error if shortage(error) is not None else self.short
 
     def _compare(self, desired: Desired, local: Collection[Address]) -> None:
         try:
             sockets = frozenset(listeners())
         except PortfwdError as error:
-            self._missed("the host's sockets are not checked", error)
+            _log.debug("the host's sockets are not checked: %s", error)
+            self._missed(error)
             return
         others = _Others(local, sockets, self._foreign)
         if (desired, others) != self._compared:
