@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import struct
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address
@@ -160,7 +161,9 @@ def end_strayed(arrived: Collection[Nat]) -> int:
         KernelError: the kernel does not list its connections.
 
     """
-    public = {nat.target: nat.public for nat in arrived}
+    public = defaultdict[Address, set[Address]](set)
+    for nat in arrived:
+        public[nat.target].add(nat.public)
     families = sorted({nat.family for nat in arrived})
     requests = (protocol_request(family.domain, protocol) for family in families for protocol in _CARRYING_ON)
     return len(_end_listed(requests, lambda flow: is_strayed(flow, public)))

@@ -285,10 +285,10 @@ def turned(flow: Flow) -> Flow:
     )
 
 
-def is_strayed(flow: Flow, public: Mapping[Address, Address]) -> bool:
-    """Whether a guest sends a flow through the host under another address than its own of `public`."""
+def is_strayed(flow: Flow, public: Mapping[Address, Collection[Address]]) -> bool:
+    """Whether a guest sends a flow through the host under another address than those of its own in `public`."""
     own = public.get(flow.source)
-    return own is not None and not flow.translated and flow.client != own
+    return own is not None and not flow.translated and flow.client not in own
 
 
 def is_resumed(flow: Flow, taken_over: Collection[Address]) -> bool:

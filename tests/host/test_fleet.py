@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.host.conftest import Conversation, rules_have_no_part
-from tests.host.moving import STREAMS_PATIENCE, VM4, VM6, Move, guest_on_the_first, two_hosts_alike
+from tests.host.moving import STREAMS_PATIENCE, VM4, VM6, Download, Move, guest_on_the_first, two_hosts_alike
 from tests.lab import bird, frr
 from tests.lab.domain import Link
 from tests.lab.etcd import Etcd, certificates, running
@@ -65,6 +65,13 @@ def talk(move: Move, at_end: ExitStack, address: str) -> Conversation:
     return conversation
 
 
+def load(move: Move, at_end: ExitStack, address: str) -> Download:
+    download = Download(move.pair.first, address)
+    at_end.callback(download.close)
+    download.goes_on()
+    return download
+
+
 @pytest.fixture
 def routers(pair: Pair, tmp_path: Path) -> Iterator[list[Process]]:
     """BIRD outside and on the first host, FRR on the second; gives what reports each change of the routes outside."""
@@ -109,7 +116,10 @@ def told(host: Host, *words: str) -> Any:
 
 
 def test_routes_and_addresses_of_the_table_follow_the_guest(pair: Pair, routers: list[Process], etcd: Etcd) -> None:
-    """In one migration, which costs more than all that is looked at."""
+    """In one migration, which costs more than all that is looked at.
+
+    Through the addresses that it opens connections from, the guest sends all the while.
+    """
     with guest_on_the_first(pair, config(etcd) + entries(ROUTED, "lo")) as move, ExitStack() as at_end:
         done = pair.second.portfwd("fleet", "put", "shop", "-", stdin=entries(CLAIMED, "eth0"))
         assert done.stdout.startswith("shop: written, revision ")
@@ -117,8 +127,11 @@ def test_routes_and_addresses_of_the_table_follow_the_guest(pair: Pair, routers:
             wait_until(partial(answers, move, address), f"{address} answers")
         seen(move)
         talks = [talk(move, at_end, address) for address in (*ROUTED, *CLAIMED)]
+        loads = [load(move, at_end, address) for address in CLAIMED]
         with Holders(pair, *ROUTED, *CLAIMED) as holders:
             assert move.migrate(pair.first).ended() == ""
+            for each in loads:
+                each.goes_on()
             assert all(each.goes_on() for each in talks)
             wait_until(lambda: holders_of(pair.first) == {"second"}, "the second host has the claims")
         assert not holders.both

@@ -28,9 +28,9 @@ from tests.turnover.scene import NETWORK, PASSING, STAYING, STAYING_PORT, Scene,
 
 Say = Callable[[str], None]
 _ASSIGNED = re.compile(rf"assigned (\d+) to ({PASSING}\w+): tcp (\d+) ")
-# What refuses what ended connections still send: elements of sets that forget them, or rules that say so.
+# What refuses what ended connections still send: elements of sets that forget them, or rules of iptables-legacy.
 _ENDED_ELEMENTS = re.compile(r"(\n\t\ttimeout \w+)\n\t\telements = \{[^}]*\}")
-_ENDED_RULE = '"ended '
+_ENDED_RULE = re.compile(r'^-A .*"ended ')
 _EVERY_S = 0.005
 _SAMPLED_EVERY_S = 5.0
 _TOLD_EVERY = 50
@@ -207,7 +207,7 @@ class _Run:
     def _rules(self) -> list[str]:
         """Give our rules without ended connections, which are forgotten after a while."""
         rules = _ENDED_ELEMENTS.sub(r"\1", self._scene.host.own_rules()).splitlines()
-        return [rule for rule in rules if _ENDED_RULE not in rule]
+        return [rule for rule in rules if not _ENDED_RULE.match(rule)]
 
     def _look_for_leftovers(self, rules: list[str]) -> None:
         left = [f"rule: {line.strip()}" for line in self._at_rest() if line not in rules]
