@@ -30,7 +30,9 @@ _SHARED = {
     "open": "reload",
     "close": "reload",
     "confirm": "reload",
-    "rules": "plan",
+    "port": "reload",
+    "plan": "check",
+    "rules": "check",
     "flush": "run",
     "explain": "answer",
 }

@@ -229,8 +229,7 @@ class Sweeper:
         self._next: Sweep | None = None
         self._running = False
         self._failed = failed
-        missing = "open connections of removed forwards may go on"
-        self._thread = Beside("conntrack", self._run, missing, clock.monotonic)
+        self._thread = Beside("conntrack", self._run, "open connections of removed forwards may go on", clock.monotonic)
         self._live = frozenset[Exposure]()
         self._ended = 0
 

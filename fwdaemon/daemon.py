@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fwdaemon import config as configuration
-from fwdaemon.audit import lines
+from fwdaemon.audit import causes, lines
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.config.model import Config, OnStop
 from fwdaemon.connections import Conntrack
@@ -337,7 +337,7 @@ class Daemon:
         self._control.admit(config.control.group)
         await self._reporter.set_up(config)
         if self._inventories.latest is None:
-            self._reloads.pass_ended("libvirt has not answered yet")
+            self._reloads.pass_ended(causes.UNANSWERED)
         self._trigger_queue.configuration_changed(Reason(why, str(self._path)))
 
     async def _roll_back(self) -> None:

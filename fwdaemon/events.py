@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
-from fwdaemon.audit import lines
+from fwdaemon.audit import causes, lines
 from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import HijackedAddress, HostObservation, Inventory, LibvirtObservation, Neighbour
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
@@ -290,7 +290,7 @@ class Inventories:
 
     def missing(self) -> str:
         """Say why there is none yet; nothing where there is."""
-        return "" if self.latest is not None else self.missed or "libvirt has not answered yet"
+        return "" if self.latest is not None else self.missed or causes.UNANSWERED
 
     def cancel(self) -> None:
         """Take none any more."""

@@ -15,13 +15,13 @@ from fwdaemon.audit.causes import Known
 from fwdaemon.audit.throttle import FlapDamping, NewProblems, Rations
 from fwdaemon.connections import Clock, Conntrack, Departures, Sweep, Sweeper, close_everything
 from fwdaemon.core.admission import Gatekeeper
+from fwdaemon.core.conflicts import Conflict
 from fwdaemon.core.exposures import Exposure, Forward, in_order
 from fwdaemon.core.inventory import Move
 from fwdaemon.core.report import (
     Actor,
     ApplyResult,
     Cause,
-    Conflict,
     Fault,
     FaultKind,
     GateChange,

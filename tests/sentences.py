@@ -1,7 +1,7 @@
 """What people read about a result: for tests of what it says to them, as the rest of them look at the facts."""
 
-from fwdaemon.audit.causes import format_location_reason
 from fwdaemon.audit.lines import format_fault, format_note
+from fwdaemon.audit.rules import format_location_reason
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, Location
 
 

@@ -9,21 +9,18 @@ from typing import Final
 from fwdaemon.core.exposures import Exposure, Owner, in_order
 from fwdaemon.core.inventory import HijackedAddress, Hindrance, HindranceKind, Place
 from fwdaemon.core.report import (
-    LIBVIRT_TABLE,
     Actor,
     ActorKind,
     ApplyResult,
     Cause,
     Change,
-    GateChange,
-    LocationReason,
     Reason,
     ReasonKind,
     ReconcileReport,
 )
 from fwdaemon.core.state import Desired, Namesake, Unchosen
 from fwdaemon.core.text import printable, shown
-from fwdaemon.core.types import GateFault, Origin
+from fwdaemon.core.types import Address, Origin
 
 # What changed: a function of what was applied before, what is now, and what the backend found in between. Pure.
 
@@ -147,17 +144,23 @@ def _may_concern(exposure: Exposure, reason: Reason) -> bool:
 # All of these facts in words, and here alone: for the audit, the status and `explain`. Nothing reads these words.
 _MOST: Final = 3
 _NOTHING_KNOWN: Final = "found at a regular comparison"
+UNANSWERED: Final = "libvirt has not answered yet"
 
 _REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
     ReasonKind.DOMAIN: lambda reason: f"domain {shown(reason.subject)} {reason.detail}",
     ReasonKind.DEVICES: lambda reason: f"devices of domain {shown(reason.subject)} changed",
-    ReasonKind.AGENT: lambda reason: f"guest agent of domain {shown(reason.subject)} {reason.detail}",
+    ReasonKind.AGENT: lambda reason: (
+        f"guest agent of domain {shown(reason.subject)} {reason.detail or 'reported its addresses'}"
+    ),
     ReasonKind.METADATA: lambda reason: f"metadata of domain {shown(reason.subject)} changed",
     ReasonKind.NETWORK: lambda reason: f"network {shown(reason.subject)} {reason.detail}",
     ReasonKind.LIBVIRT: lambda reason: f"libvirt at {printable(reason.subject)} {reason.detail}",
     ReasonKind.LISTED: lambda _: "domains and networks were listed, as libvirt sent too many events",
     ReasonKind.HOST_ADDRESS: lambda reason: f"host address {printable(reason.subject)} {reason.detail}",
-    ReasonKind.NEIGHBOUR: lambda reason: f"neighbour {printable(reason.subject)} {reason.detail}",
+    ReasonKind.NEIGHBOUR: lambda reason: (
+        f"neighbour {printable(reason.subject)} "
+        + (f"answered from {reason.detail}" if reason.detail else "does not answer")
+    ),
     ReasonKind.ADDRESSES_LOST: lambda _: "more changes of addresses than could be followed",
     ReasonKind.ROUTE: lambda reason: f"interface {shown(reason.subject)} {reason.detail}",
     ReasonKind.ROUTES_LOST: lambda _: "more changes of routes than could be followed",
@@ -198,7 +201,7 @@ _ACTORS: Final[Mapping[ActorKind, Callable[[Actor], str]]] = {
     ActorKind.ROUTES_LOST: lambda _: "an unknown program, in more changes of routes than could be followed",
 }
 _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
-    HindranceKind.NO_ANSWER: lambda _: "libvirt has not answered yet",
+    HindranceKind.NO_ANSWER: lambda _: UNANSWERED,
     HindranceKind.NO_SUCH_DOMAIN: lambda _: "libvirt knows no such domain",
     HindranceKind.NOT_RUNNING: lambda _: "the domain is not running",
     HindranceKind.ARRIVING: lambda _: "it does not run here yet: its memory is being received",
@@ -289,6 +292,11 @@ def why(hindrance: Hindrance) -> str:
     return _HINDRANCES[hindrance.kind](hindrance)
 
 
+def followed(reason: str, address: Address, mac: str) -> str:
+    """Say why something waits, and which machine has the public address of a guest that was handed over."""
+    return f"{reason}; the machine at {mac} has {address} now"
+
+
 def remark(about: Namesake | Unchosen | HijackedAddress) -> str:
     """Say what an administrator should know, or write."""
     match about:
@@ -365,36 +373,3 @@ def _ambiguous(places: Collection[Place]) -> str:
     networks = {place.network for place in places}
     hint = "network = … or mac = …" if None not in networks and len(networks) == len(places) else "mac = …"
     return f"has {len(places)} interfaces ({listed}): write {hint}"
-
-
-# Why a gate was changed, and why rules are in a rule system.
-_GATE_FAULTS: Final[Mapping[GateFault, str]] = {
-    GateFault.ABSENT: "it was not there",
-    GateFault.BEHIND_RULE: "another rule was ahead of it",
-    GateFault.AHEAD_OF_BAN: "it was ahead of a ban",
-    GateFault.REPEATED: "it was there more than once",
-    GateFault.ALTERED: "it was not as we made it",
-    GateFault.GUESTS: "its rules for guests were not as keep_guests_online asks",
-}
-_LOCATION_REASONS: Final[Mapping[LocationReason, str]] = {
-    LocationReason.CONFIGURED: "the configuration says so",
-    LocationReason.LIBVIRT_TABLE: f"libvirt's rules are in its table {LIBVIRT_TABLE}",
-    LocationReason.LIBVIRT_CHAINS: "libvirt's chains are there",
-    LocationReason.NO_LIBVIRT_RULES: "libvirt has no rules of its own",
-    LocationReason.WRITTEN_TO: "libvirt's chains are in both rule systems, and iptables writes to this one",
-}
-
-
-def format_gate_fault(fault: GateFault) -> str:
-    """Say what was wrong with a gate."""
-    return _GATE_FAULTS[fault]
-
-
-def format_gate(change: GateChange) -> str:
-    """Name a gate, and say what was wrong with it."""
-    return f"gate in {change.gate}: {format_gate_fault(change.fault)}"
-
-
-def format_location_reason(reason: LocationReason) -> str:
-    """Say why rules are in a rule system, or belong there."""
-    return _LOCATION_REASONS[reason]

@@ -7,8 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from fwdaemon.audit.causes import format_cause, format_gate, format_location_reason, remark, why
+from fwdaemon.audit.causes import format_cause, remark, why
 from fwdaemon.audit.journal import MESSAGE_IDS
+from fwdaemon.audit.rules import format_conflict, format_gate, format_location_reason
 from fwdaemon.audit.throttle import Flapped
 from fwdaemon.config.files import about_ignored
 from fwdaemon.core.exposures import Exposure, Owner
@@ -196,12 +197,9 @@ def opened(domain: str, ports: str, sources: Iterable[str], until: datetime, by:
 
 def closed(domain: str, ports: str, cause: Closing, by: str = "") -> None:
     """Say that what was opened is closed again, why, and by whom or what."""
-    _closed(domain, ports, _CLOSINGS[cause].format(by))
-
-
-def _closed(domain: str, ports: str, cause: str) -> None:
-    fields = {"PORTFWD_DOMAIN": domain, "PORTFWD_CAUSE": cause}
-    _write("closed", printable(f"closed {ports} to {shown(domain)}: {cause}"), fields)
+    why_now = _CLOSINGS[cause].format(by)
+    fields = {"PORTFWD_DOMAIN": domain, "PORTFWD_CAUSE": why_now}
+    _write("closed", printable(f"closed {ports} to {shown(domain)}: {why_now}"), fields)
 
 
 def to_confirm(until: datetime) -> None:
@@ -382,7 +380,7 @@ def format_fault(fault: AnyFault) -> str:
         case Namesake() | Unchosen() | HijackedAddress():
             return remark(fault)
         case conflict:
-            return conflict.sentence()
+            return format_conflict(conflict)
 
 
 def format_note(note: Note) -> str:

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from fwdaemon import config as configuration
-from fwdaemon.commands.check import conflicting, kept_here
-from fwdaemon.commands.plan import as_json as plan_as_json
-from fwdaemon.commands.plan import desired_now, previewed
+from fwdaemon.commands.check import conflicting, desired_now, kept_here, plan_as_json, previewed
 from fwdaemon.config.files import Draft, about_ignored
 from fwdaemon.control.protocol import CONFIGURATION_REFUSED, REFUSED
 from fwdaemon.core.inventory import Domain, Network

@@ -1,7 +1,12 @@
-"""`kvm-portfwd check`: report every error of the configuration, and what is odd about it on this host."""
+"""What a configuration comes to on this host, without a daemon, changing nothing: `check`, `plan` and `rules`.
+
+`check` reports every error of it, and what is odd about it here; `plan` shows what would change in the kernel now, and
+`rules` prints the rules.
+"""
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 from collections import Counter, defaultdict
@@ -10,31 +15,47 @@ from contextlib import closing, suppress
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fwdaemon import config as configuration
 from fwdaemon.audit.lines import format_fault
+from fwdaemon.audit.rules import format_conflict, format_gate, format_gate_fault, format_location_reason
 from fwdaemon.config.files import ROOT, about_ignored, read_files, unguarded
 from fwdaemon.config.model import BackendChoice, Config, ForwardEntry
 from fwdaemon.conflicts.watch import conflicts_if_running
 from fwdaemon.core.admission import Need, needs_of
-from fwdaemon.core.exposures import Kind
-from fwdaemon.core.report import Fault
-from fwdaemon.core.text import printable, quote
+from fwdaemon.core.exposures import Exposure, Kind
+from fwdaemon.core.report import ApplyResult, Fault, Location, joined
+from fwdaemon.core.state import Desired
+from fwdaemon.core.text import printable, quote, shown
 from fwdaemon.core.types import Origin, Protocol
 from fwdaemon.errors import ConfigError, PortfwdError, Problem
 from fwdaemon.events import take_inventory
+from fwdaemon.fleet.claims import recorded
+from fwdaemon.fleet.table import as_in_force
+from fwdaemon.hostnet.host_network import SystemHostNetwork
+from fwdaemon.hostnet.owned_state import LedTo
+from fwdaemon.kernel.listeners import ports_in_use
 from fwdaemon.kernel.memory import collecting_later
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.metrics.exposition import satisfied
 from fwdaemon.netfilter import Backend, Netfilter
+from fwdaemon.resolve.placement import desired_state
+from fwdaemon.status.reloads import PortRecords
 
 # Without an answer by then, the number of domains that match a pattern is left out.
 _PATIENCE_S: Final = 3.0
+_SCHEMA_VERSION: Final = 1
+_CHANGES: Final = 3
 _LOOPBACK: Final = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 
 def run(options: argparse.Namespace) -> int:
+    """Run one of these commands."""
+    return _check(options) if options.command == "check" else _plan(options)
+
+
+def _check(options: argparse.Namespace) -> int:
     """Read the configuration as the daemon would; whatever is wrong leaves as a `ConfigError`."""
     path = options.file or options.config
     is_draft = path.absolute() != options.config.absolute()
@@ -125,7 +146,7 @@ def _warn(config: Config) -> None:
 def conflicting(config: Config) -> tuple[list[str], str]:
     """Say what on this host conflicts with it, and what could not be looked at."""
     conflicts, missing = conflicts_if_running(config, SystemRunner())
-    found = [*(conflict.sentence() for conflict in conflicts), *_forgetting(config)]
+    found = [*map(format_conflict, conflicts), *_forgetting(config)]
     return found, format_fault(missing) if missing else ""
 
 
@@ -182,3 +203,90 @@ def _answers_on_localhost(entry: ForwardEntry) -> bool:
     listens_everywhere = any(None in entry.listens_on(mapping) for mapping in carried)
     admits = not entry.sources or any(own in source for source in entry.sources for own in _LOOPBACK)
     return entry.interface is None and listens_everywhere and admits
+
+
+# What would change in the kernel now.
+
+
+def _plan(options: argparse.Namespace) -> int:
+    """Print the rules, or the changes by forward and as native text; 3 with `--exit-code` if there are any."""
+    config = as_in_force(options.config)
+    desired = recorded().gate(desired_now(config))
+    rules = Netfilter(SystemRunner(), config.daemon.backend)
+    if options.command == "rules":
+        text = rules.render(desired)  # empty where no forward would be live
+        print(text, end="\n" if text else "")
+        return 0
+    result = previewed(config, desired, rules)
+    print(json.dumps(plan_as_json(result), indent=2) if options.json else plan_as_text(result, desired))
+    return _CHANGES if options.exit_code and result.changed else 0
+
+
+def previewed(config: Config, desired: Desired, rules: Netfilter) -> ApplyResult:
+    """Say what would change in the kernel now, and close `rules`."""
+    host = SystemHostNetwork(rules.confined, seconds=recorded().seconds)
+    try:
+        confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
+        return joined(rules.preview(confined), host.preview(desired))
+    finally:
+        rules.close()
+
+
+def desired_now(config: Config) -> Desired:
+    """Say what would be reachable now, without a daemon to ask.
+
+    Raises:
+        PortfwdError: libvirt does not answer, or not to this user.
+
+    """
+    inventory = asyncio.run(take_inventory(config.daemon.libvirt))
+    return desired_state(config, inventory, LedTo().chosen, PortRecords().before(ports_in_use))
+
+
+def plan_as_text(result: ApplyResult, desired: Desired) -> str:
+    """Write an outcome for people."""
+    right = len(desired.exposures - result.mended)
+    summary = f"{right} of {len(desired.exposures)} are as they should be"
+    if not result.changed:
+        return "\n".join([*_faults(result), f"nothing to change: {summary}"])
+    lines = [*sorted(map(_added, result.mended)), *sorted(map(_removed, result.stale))]
+    lines += [f"~ {format_gate(change)}" for change in result.gates]
+    script = ["", result.script.rstrip()] if result.script else []
+    return "\n".join([_location(result.moved), *_faults(result), *lines, f"  {summary}", *script])
+
+
+def plan_as_json(result: ApplyResult) -> dict[str, Any]:
+    """Give an outcome with stable keys; names are as libvirt has them."""
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "changes": result.changed,
+        "backend": _location(result.moved),
+        "add": [_described(exposure) for exposure in sorted(result.mended, key=_added)],
+        "remove": sorted(result.stale),
+        "gates": [{"chain": str(change.gate), "reason": format_gate_fault(change.fault)} for change in result.gates],
+        "problems": list(map(format_fault, result.faults)),
+        "script": result.script,
+    }
+
+
+def _faults(result: ApplyResult) -> Iterator[str]:
+    return (f"! {format_fault(fault)}" for fault in result.faults)
+
+
+def _location(location: Location | None) -> str:
+    if location is None:
+        return ""
+    return f"rules belong in {location.title}: {format_location_reason(location.reason)}"
+
+
+def _added(exposure: Exposure) -> str:
+    return f"+ {shown(exposure.owner.name)}: {exposure.listens_at()} -> {exposure.leads_to()}"
+
+
+def _removed(name: str) -> str:
+    return f"- {name}"
+
+
+def _described(exposure: Exposure) -> dict[str, str]:
+    owner = exposure.owner
+    return {owner.kind: owner.name, "listen": exposure.listens_at(), "target": exposure.leads_to()}

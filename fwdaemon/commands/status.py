@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 from fwdaemon import __version__
 from fwdaemon.audit.journal import LATE_JOBS
 from fwdaemon.audit.lines import format_fault
-from fwdaemon.commands.plan import desired_now
+from fwdaemon.commands.check import desired_now
+from fwdaemon.commands.reload import ask
 from fwdaemon.config.model import Config
 from fwdaemon.control import protocol
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import printable, show_duration, shown
-from fwdaemon.errors import PortfwdError
 from fwdaemon.fleet.claims import recorded
 from fwdaemon.fleet.table import as_in_force
 from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
-from fwdaemon.status.model import SCHEMA_VERSION, Configuration, Header, LibvirtState, State, Status
+from fwdaemon.status.model import Configuration, Header, LibvirtState, State, Status
 from fwdaemon.status.records import UsageReader, rules_at
 from fwdaemon.status.rows import Facts, rows
 from fwdaemon.status.temporary import known, now, remaining
@@ -326,10 +326,6 @@ def _observe(config: Config, desired: Desired, netfilter: Netfilter) -> ApplyRes
         netfilter.close()
 
 
-# Counting the connections of ten thousand forwards takes a second.
-_PATIENCE_S: Final = 15.0
-
-
 def run(options: argparse.Namespace) -> int:
     """Ask the daemon; without one, look at the kernel and at libvirt, and say so."""
     if options.watch:
@@ -368,17 +364,6 @@ def _watch(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         pass  # the usual way to end it
     return 0
-
-
-def ask() -> Mapping[str, Any]:
-    """Give the status of the daemon, in the form of this version."""
-    status = protocol.call("Status", _PATIENCE_S)
-    if status.get("schema_version") != SCHEMA_VERSION:
-        raise PortfwdError(
-            f"the daemon, version {status.get('version')}, gives its status in another form;"
-            " restart it: systemctl restart kvm-portfwd"
-        )
-    return status
 
 
 def _show(status: Mapping[str, Any], options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ An address that can lead no client to a guest is refused here, with the reason, 
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import (
     IPv4Address,
@@ -59,28 +59,26 @@ class EveryAddressError(GrammarError):
     """An address stands for every one of its family; what to write instead depends on the rest of the entry."""
 
     def __init__(self, text: str, family: Family) -> None:
-        self.what = f"{quote(text)} stands for every address"
         self.family = family
         sources, closed = ("0.0.0.0/0", "IPv6") if family is Family.IPV4 else ("::/0", "IPv4")
         remedy = f"leave it out, and write sources = [{quote(sources)}] unless the entry has sources"
-        super().__init__(f"{self.what}; {remedy}, so that {closed} stays closed")
+        super().__init__(f"{quote(text)} stands for every address", f"{remedy}, so that {closed} stays closed")
 
 
 class LoopbackError(GrammarError):
     """A listening address is one that only the host itself reaches, which takes a setting."""
 
     def __init__(self, text: str) -> None:
-        self.what = f"{quote(text)} is for this host alone"
         source = quote("::1" if ":" in text else "127.0.0.1")
         apart = f"leave it out in an entry of its own with sources = [{source}]"
-        super().__init__(f"{self.what}; {apart}, and write localhost = true in [daemon]")
+        super().__init__(f"{quote(text)} is for this host alone", f"{apart}, and write localhost = true in [daemon]")
 
 
 def parse_listen(text: str) -> Address:
     """Read an address of the host on which a forward may listen; raise `GrammarError` if it is none."""
     refuse_negation(text, "write the addresses of this host on which it may listen")
     if text.lower() in _ANYONE:
-        raise GrammarError(f"{quote(text)} stands for every address of both families; leave listen out")
+        raise GrammarError(f"{quote(text)} stands for every address of both families", "leave listen out")
     _refuse_several(text, is_address)
     if text == "[::]":
         raise EveryAddressError(text, Family.IPV6)
@@ -99,7 +97,7 @@ def parse_listen(text: str) -> Address:
 def parse_guest(text: str) -> Address:
     """Read the address of a guest; raise `GrammarError` if no guest can have it."""
     if text.lower() in {"any", "auto", "dhcp"}:
-        raise GrammarError(f"{quote(text)} is not an IP address; leave it out to ask libvirt")
+        raise GrammarError(f"{quote(text)} is not an IP address", "leave it out to ask libvirt")
     return _parse_host(text, 'write the guest\'s own address such as "192.168.122.50", or leave it out to ask libvirt')
 
 
@@ -120,16 +118,16 @@ def parse_source(text: str) -> Subnet:
     """Read a network, or one address, from which connections may come; raise `GrammarError` if it is neither."""
     refuse_negation(text, "list the networks that may connect")
     if text.lower() in _ANYONE:
-        raise GrammarError(f"{quote(text)} is no network; leave sources out for clients from anywhere")
+        raise GrammarError(f"{quote(text)} is no network", "leave sources out for clients from anywhere")
     if text == "localhost":
-        raise GrammarError('"localhost" is no network; write "127.0.0.1"')
+        raise GrammarError('"localhost" is no network', right="127.0.0.1")
     network = _parse_network(text, 'write a network such as "203.0.113.0/24" or "2001:db8:9::/48"')
     if network.network_address.is_unspecified and network.prefixlen == network.max_prefixlen:
         raise GrammarError(
-            f"{quote(text)} is no client's address; write the clients' network such as \"203.0.113.0/24\""
+            f"{quote(text)} is no client's address", 'write the clients\' network such as "203.0.113.0/24"'
         )
     if network.is_multicast:
-        raise GrammarError(f"{quote(text)} is multicast, from which no connection comes; write the clients' network")
+        raise GrammarError(f"{quote(text)} is multicast, from which no connection comes", "write the clients' network")
     return network
 
 
@@ -143,11 +141,11 @@ def parse_routed(text: str) -> Subnet:
             f"is wider than /{widest}, wider than any network that is routed to one host, and would lead other people's"
             " addresses to the guests"
         )
-        raise GrammarError(f"{quote(text)} {reason}; {remedy}")
+        raise GrammarError(f"{quote(text)} {reason}", remedy)
     for what, special in _UNROUTABLE:
         if network.overlaps(special):
             within = show_relation(network, special)
-            raise GrammarError(f"{quote(text)} {within} {special}, {what}, which cannot be routed; {remedy}")
+            raise GrammarError(f"{quote(text)} {within} {special}, {what}, which cannot be routed", remedy)
     return network
 
 
@@ -162,9 +160,9 @@ def _parse_host(text: str, remedy: str) -> Address:
     """Read an address that a single host can have and others can reach."""
     address = _parse_address(text, remedy)
     if address.is_unspecified:
-        raise GrammarError(f"{quote(text)} is no host's address; {remedy}")
+        raise GrammarError(f"{quote(text)} is no host's address", remedy)
     if address.is_loopback:
-        raise GrammarError(f"{quote(text)} is a loopback address, which leads to the host itself; {remedy}")
+        raise GrammarError(f"{quote(text)} is a loopback address, which leads to the host itself", remedy)
     _refuse_unusable(text, address, remedy)
     return address
 
@@ -181,8 +179,8 @@ def _parse_network(text: str, remedy: str) -> Subnet:
     kind = IPv4Network if isinstance(address, IPv4Address) else IPv6Network
     network: Subnet = kind((int(address), length), strict=False)
     if network.network_address != address:
-        single = quote(f"{address}/{address.max_prefixlen}")
-        raise GrammarError(f"{quote(text)} is one address with a network's prefix; write {single}")
+        single = f"{address}/{address.max_prefixlen}"
+        raise GrammarError(f"{quote(text)} is one address with a network's prefix", right=single)
     return network
 
 
@@ -194,11 +192,11 @@ def _parse_parts(text: str, remedy: str) -> tuple[Address, int]:
 
 
 def _without_prefix(text: str) -> str | None:
-    """Say what is written for the one address that a text with a prefix length names, if it does."""
+    """Give the one address that a text with a prefix length names, if it does."""
     base, _, prefix = text.partition("/")
     with suppress(ValueError):
         if ip_network(text, strict=False).network_address != ip_address(base) or prefix == "32":
-            return f"write {quote(base)}"
+            return base
     return None
 
 
@@ -206,7 +204,7 @@ def _refuse_spaced_mask(text: str) -> None:
     """Refuse `10.0.0.0 255.0.0.0`, which would pass for two addresses. A mask of zeros may be none."""
     match = _SPACED_MASK.fullmatch(text)
     if match and _is_network(meant := f"{match['base']}/{match['mask']}") and ip_network(meant, strict=False).prefixlen:
-        raise GrammarError(f"{quote(text)} {_HAS_MASK}; write {quote(_least_meant(meant))}")
+        raise GrammarError(f"{quote(text)} {_HAS_MASK}", right=_least_meant(meant))
 
 
 def _least_meant(network: str) -> str:
@@ -220,18 +218,16 @@ def _refuse_other_networks(text: str) -> None:
     bare = re.sub(r"\s+", "", text)
     mask = bare.partition("/")[2]
     if bare != text == text.strip() and "/" in bare and _is_network(bare):
-        raise GrammarError(f"{quote(text)} has blanks in it; write {quote(_least_meant(bare))}")
+        raise GrammarError(f"{quote(text)} has blanks in it", right=_least_meant(bare))
     if "." in mask and _is_network(bare):
-        raise GrammarError(f"{quote(text)} {_HAS_MASK}; write {quote(_least_meant(bare))}")
+        raise GrammarError(f"{quote(text)} {_HAS_MASK}", right=_least_meant(bare))
     if match := _SHORT.fullmatch(bare):
         numbers = match["head"].split(".")
         right = f"{'.'.join([*numbers, '0', '0', '0'][:4])}{_prefix_of_short(match['rest'], len(numbers))}"
         if _is_network(right) and right == _least_meant(right) and match["rest"].count("*") in {0, 4 - len(numbers)}:
-            raise GrammarError(f"{quote(text)} is a network in short; write {quote(right)}")
+            raise GrammarError(f"{quote(text)} is a network in short", right=right)
     if (match := _RANGE.fullmatch(text)) and (within := _networks_of_range(match["first"], match["last"])):
-        is_one = len(within) == 1
-        right = quote(within[0]) if is_one else f"{', '.join(map(quote, within))} in an array"
-        raise GrammarError(f"{quote(text)} is a range; write {right}")
+        raise GrammarError(f"{quote(text)} is a range", " in an array" if len(within) > 1 else "", right=within)
 
 
 def _prefix_of_short(rest: str, numbers: int) -> str:
@@ -251,7 +247,7 @@ def _networks_of_range(first: str, last: str) -> list[str]:
 def _parse_prefix(text: str, address: Address, prefix: str) -> int:
     longest = address.max_prefixlen
     if not re.fullmatch(r"0|[1-9][0-9]{0,2}", prefix) or int(prefix) > longest:
-        raise GrammarError(f'{quote(text)} has no valid prefix length; write a number from 0 to {longest} after "/"')
+        raise GrammarError(f"{quote(text)} has no valid prefix length", f'write a number from 0 to {longest} after "/"')
     return int(prefix)
 
 
@@ -259,43 +255,39 @@ def _parse_address(text: str, remedy: str) -> Address:
     """Read any address but one that is tied to an interface or is IPv4 in the clothes of IPv6."""
     _refuse_clothes(text)
     if "%" in text:
-        raise GrammarError(f'{quote(text)} names an interface after "%", which no address here can have; {remedy}')
+        raise GrammarError(f'{quote(text)} names an interface after "%", which no address here can have', remedy)
     if "/" in text and _is_network(text):
-        raise GrammarError(f"{quote(text)} is a network; {_without_prefix(text) or remedy}")
+        single = _without_prefix(text)
+        raise GrammarError(f"{quote(text)} is a network", "" if single else remedy, right=single)
     try:
         address = ip_address(text)
     except ValueError:
-        raise GrammarError(f"{quote(text)} is not an IP address; {remedy}") from None
+        raise GrammarError(f"{quote(text)} is not an IP address", remedy) from None
     if isinstance(address, IPv6Address) and address in _MAPPED:
-        raise GrammarError(f'{quote(text)} is IPv4 mapped into IPv6; write "{address.ipv4_mapped}"')
+        raise GrammarError(f"{quote(text)} is IPv4 mapped into IPv6", right=str(address.ipv4_mapped))
     return address
 
 
 def _refuse_clothes(text: str) -> None:
     """Refuse an address in brackets, in blanks, or with a port, which one of the forms that people know has."""
     if text.strip() != text:
-        raise GrammarError(f"{quote(text)} has blanks at its ends; write {quote(text.strip())}")
+        raise GrammarError(f"{quote(text)} has blanks at its ends", right=text.strip())
     match = _CLOTHES.fullmatch(text)
     bare, rest = (match["v6"] or match["v4"], match["rest"]) if match else ("", "")
     if not bare or not is_address(bare):
         return
     if rest.startswith(":"):
-        raise GrammarError(
-            f"{quote(text)} names a port, which no address has; write {quote(bare)}, and the port in ports"
-        )
+        raise GrammarError(f"{quote(text)} names a port, which no address has", ", and the port in ports", right=bare)
     if rest or match is None or match["v6"]:
-        raise GrammarError(f"{quote(text)} has brackets, which stand beside a port only; write {quote(bare + rest)}")
+        raise GrammarError(f"{quote(text)} has brackets, which stand beside a port only", right=bare + rest)
 
 
 def _refuse_several(text: str, is_one: Callable[[str], bool]) -> None:
     """Refuse a text that is a list in itself."""
     parts = [part for part in re.split(r"[\s,;]+", text) if part]
     if len(parts) > 1 and all(map(is_one, parts)):
-        raise GrammarError(f"{quote(text)} is several in one string; write {_several(parts)} in an array")
-
-
-def _several(parts: Iterable[str]) -> str:
-    return ", ".join(quote(_least_meant(part) if "/" in part else part) for part in parts)
+        right = [_least_meant(part) if "/" in part else part for part in parts]
+        raise GrammarError(f"{quote(text)} is several in one string", " in an array", right=right)
 
 
 def is_address(text: str) -> bool:
@@ -314,4 +306,4 @@ def _is_network(text: str) -> bool:
 def _refuse_unusable(text: str, address: Address, remedy: str) -> None:
     for what, applies in _UNUSABLE:
         if applies(address):
-            raise GrammarError(f"{quote(text)} is {what}; {remedy}")
+            raise GrammarError(f"{quote(text)} is {what}", remedy)

@@ -118,7 +118,7 @@ def _advised(parse: Callable[[str], T], remedy: Callable[[Family], str]) -> Call
         try:
             return parse(text)
         except EveryAddressError as error:
-            raise GrammarError(f"{error.what}; {remedy(error.family)}") from None
+            raise GrammarError(error.what, remedy(error.family)) from None
 
     return read
 
@@ -191,7 +191,9 @@ def parse_cut(text: str) -> ConnectionLog:
     match = _CUT.fullmatch(text)
     lengths = (int(match[1]), int(match[2] or _CUT_OF_IPV6)) if match is not None else (LONGEST[0] + 1, 0)
     if lengths[0] > LONGEST[0] or lengths[1] > LONGEST[1]:
-        raise GrammarError(f'{quote(text)} is no length of a prefix; write "/24", or one for each family, "/24,/48"')
+        raise GrammarError(
+            f"{quote(text)} is no length of a prefix", ', or one for each family, "/24,/48"', right="/24"
+        )
     return ConnectionLog(*lengths)
 
 

@@ -189,7 +189,7 @@ def read_secret(path: Path) -> str:
     try:
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             name = shlex.quote(str(path))
-            raise GrammarError(f"{path}: others than root can read the password; run chmod 600 {name}")
+            raise GrammarError(f"{path}: others than root can read the password", f"run chmod 600 {name}")
         return read_regular(path, _MOST_SECRET).decode().rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

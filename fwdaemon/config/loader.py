@@ -274,7 +274,7 @@ def _misplaced(contents: Contents) -> Iterable[Problem]:
 
 
 def _unread(_file: Path) -> bytes:
-    raise GrammarError("a file is on one host alone; write addresses = […] in its place")
+    raise GrammarError("a file is on one host alone", "write addresses = […] in its place")
 
 
 def _bounded(problems: list[Problem]) -> list[Problem]:

@@ -63,11 +63,11 @@ _URI_REMEDY: Final = 'write a local one such as "qemu:///system"'
 def parse_name(text: str) -> str:
     """Read the name of a domain or a network: any text that libvirt could hold."""
     if not text:
-        raise GrammarError('"" is empty; write the name that virsh shows')
+        raise GrammarError('"" is empty', "write the name that virsh shows")
     if "\0" in text:
-        raise GrammarError(f"{quote(text)} has a NUL character in it, as no libvirt name has; write it without")
+        raise GrammarError(f"{quote(text)} has a NUL character in it, as no libvirt name has", "write it without")
     if "/" in text:
-        raise GrammarError(f'{quote(text)} has a "/" in it, as no libvirt name has; write the name that virsh shows')
+        raise GrammarError(f'{quote(text)} has a "/" in it, as no libvirt name has', "write the name that virsh shows")
     _refuse_unseen(text, _seen(text).strip(), "")
     _refuse_length(text)
     return text
@@ -75,7 +75,7 @@ def parse_name(text: str) -> str:
 
 def _refuse_length(text: str) -> None:
     if len(text) > _LONGEST_NAME:
-        raise GrammarError(f"{quote(text)} has {len(text)} characters; write at most {_LONGEST_NAME}, or the UUID")
+        raise GrammarError(f"{quote(text)} has {len(text)} characters", f"write at most {_LONGEST_NAME}, or the UUID")
 
 
 def _is_pattern(text: str) -> bool:
@@ -86,10 +86,10 @@ def parse_network(text: str) -> str:
     """Read the name of one libvirt network."""
     _refuse_length(text)
     if text.lower() == "none":
-        raise GrammarError(f'{quote(text)} names no network; write one that "virsh net-list" shows')
+        raise GrammarError(f"{quote(text)} names no network", 'write one that "virsh net-list" shows')
     if text.lower() in _EVERY or _is_pattern(text) or _LIST.fullmatch(text):
         remedy = 'write one that "virsh net-list" shows'
-        raise GrammarError(f"{quote(text)} stands for several networks, and an entry names one; {remedy}")
+        raise GrammarError(f"{quote(text)} stands for several networks, and an entry names one", remedy)
     return parse_name(text)
 
 
@@ -106,10 +106,10 @@ def as_pattern(name: str) -> str:
 def parse_pattern(text: str) -> str:
     """Read a shell pattern of domains' names, or a UUID."""
     if not text or "\0" in text:
-        raise GrammarError(f'{quote(text)} names no domain; write a pattern of names, as in "ci-*", or a UUID')
+        raise GrammarError(f"{quote(text)} names no domain", 'write a pattern of names, as in "ci-*", or a UUID')
     _refuse_length(text)
     if _NEARLY_UUID.fullmatch(text) and not _UUID.fullmatch(text):
-        raise GrammarError(f'{quote(text)} looks like a UUID and is none; write the one that "virsh domuuid" shows')
+        raise GrammarError(f"{quote(text)} looks like a UUID and is none", 'write the one that "virsh domuuid" shows')
     _refuse_unseen(text, _seen(text).strip(_NOT_SHOWN), "")
     return text
 
@@ -119,7 +119,9 @@ def parse_domain(text: str) -> str:
     named = parse_domains(text)
     if is_pattern(named):
         really = f"{quote(as_pattern(text))} if that is its name" if as_pattern(text) != text else "or its UUID"
-        raise GrammarError(f"{quote(text)} is a pattern of names, and one domain is needed; write its name, {really}")
+        raise GrammarError(
+            f"{quote(text)} is a pattern of names, and one domain is needed", f"write its name, {really}"
+        )
     return "".join(part["plain"] or part["set"] for part in _PART.finditer(named))
 
 
@@ -128,19 +130,19 @@ def parse_domains(text: str) -> str:
     _refuse_length(text)
     remedy = "write one entry for each domain, by its UUID if its name really"
     if text.lower() in _EVERY:
-        raise GrammarError(f"{quote(text)} names no single domain; {remedy} is that")
+        raise GrammarError(f"{quote(text)} names no single domain", f"{remedy} is that")
     if _LIST.fullmatch(text):
-        raise GrammarError(f"{quote(text)} looks like a list of names; {remedy} has such a character")
+        raise GrammarError(f"{quote(text)} looks like a list of names", f"{remedy} has such a character")
     if _MOSTLY.fullmatch(text) and _OTHER_PATTERN.search(text):
         what = "looks like a pattern of another kind than *, ? and [a-z]"
-        raise GrammarError(f"{quote(text)} {what}; {remedy} has such a character")
+        raise GrammarError(f"{quote(text)} {what}", f"{remedy} has such a character")
     for part in _PART.finditer(text):
         _refuse_odd_set(text, part)
     if _BLANK.fullmatch(text):
         shows = "write the name that virsh shows, or its UUID if that is it"
-        raise GrammarError(f"{quote(text)} is to be filled in, which nothing does here; {shows}")
+        raise GrammarError(f"{quote(text)} is to be filled in, which nothing does here", shows)
     if _NEARLY_UUID.fullmatch(text) and not _UUID.fullmatch(text):
-        raise GrammarError(f'{quote(text)} looks like a UUID and is none; write the one that "virsh domuuid" shows')
+        raise GrammarError(f"{quote(text)} looks like a UUID and is none", 'write the one that "virsh domuuid" shows')
     _refuse_unseen(text, _seen(text).strip(_NOT_SHOWN), ", or its UUID if virsh really shows that")
     return parse_name(text)
 
@@ -149,13 +151,11 @@ def _refuse_odd_set(text: str, part: re.Match[str]) -> None:
     """Refuse brackets that stand for one character, as in the names of some domains, and the sign that others have."""
     inside, before, after = part["set"] or "", text[: part.start()], text[part.end() :]
     if inside.startswith("^"):
-        right = quote(f"{before}[!{inside[1:]}]{after}")
-        raise GrammarError(f'{quote(text)} has "[^", which is "[!" in a shell pattern; write {right}')
+        right = f"{before}[!{inside[1:]}]{after}"
+        raise GrammarError(f'{quote(text)} has "[^", which is "[!" in a shell pattern', right=right)
     if len(inside) == 1 and inside not in _WILD:
         # Without the brackets it would be another guest.
-        raise GrammarError(
-            f"{quote(text)} has one character in brackets; write {quote(as_pattern(text))} for that name"
-        )
+        raise GrammarError(f"{quote(text)} has one character in brackets", " for that name", right=as_pattern(text))
 
 
 def _seen(text: str) -> str:
@@ -170,29 +170,33 @@ def _seen(text: str) -> str:
 def _refuse_unseen(text: str, plain: str, otherwise: str) -> None:
     """Refuse a name that holds what may have been copied along with it; `plain` is the name without."""
     if plain != text:
-        what = "has blanks at its ends, or invisible characters"
-        right = f"{quote(plain)}{otherwise}" if plain else "the name that virsh shows"
-        raise GrammarError(f"{quote(text)} {what}; write {right}")
+        what = f"{quote(text)} has blanks at its ends, or invisible characters"
+        raise (
+            GrammarError(what, otherwise, right=plain)
+            if plain
+            else GrammarError(what, "write the name that virsh shows")
+        )
 
 
 def parse_incoming(text: str) -> str:
     """Read the name of the interface on which packets arrive."""
     if text.lower() in _EVERY_INTERFACE:
-        raise GrammarError(f"{quote(text)} is no interface; leave the key out for packets from any")
+        raise GrammarError(f"{quote(text)} is no interface", "leave the key out for packets from any")
     if text == "lo":
         raise GrammarError(
-            '"lo" is for this host alone; leave the key out in an entry of its own with sources = ["127.0.0.1"], and'
-            " write localhost = true in [daemon]"
+            '"lo" is for this host alone',
+            'leave the key out in an entry of its own with sources = ["127.0.0.1"], and'
+            " write localhost = true in [daemon]",
         )
     if _ADDRESS.fullmatch(text):
-        raise GrammarError(f"{quote(text)} is an address; write it as listen, in place of interface")
+        raise GrammarError(f"{quote(text)} is an address", "write it as listen, in place of interface")
     return parse_interface(text)
 
 
 def parse_holding(text: str) -> str:
     """Read the name of the interface that is to hold an address, or to answer for it; there may be none."""
     if text.lower() == "none" or (flag_meant(text) is False and text != "0"):
-        raise GrammarError(f"{quote(text)} names no interface; leave the key out for none")
+        raise GrammarError(f"{quote(text)} names no interface", "leave the key out for none")
     return parse_interface(text)
 
 
@@ -201,17 +205,17 @@ def parse_interface(text: str) -> str:
     refuse_negation(text, "write the name of an interface that is meant")
     is_flag = flag_meant(text) is not None and not text.isdecimal()
     if is_flag or text.lower() in {"none", *_EVERY_INTERFACE} or _ADDRESS.fullmatch(text):
-        raise GrammarError(f'{quote(text)} names no interface; write the name of one, such as "eth0"')
+        raise GrammarError(f"{quote(text)} names no interface", 'write the name of one, such as "eth0"')
     _refuse_printed(text)
     size = len(text.encode(errors="surrogatepass"))
     if not 1 <= size <= _LONGEST_INTERFACE:
-        raise GrammarError(f"{quote(text)} has {size} bytes; write an interface name of 1 to {_LONGEST_INTERFACE}")
+        raise GrammarError(f"{quote(text)} has {size} bytes", f"write an interface name of 1 to {_LONGEST_INTERFACE}")
     if text in {".", ".."} or not text.isprintable() or re.search(r"[\s/:%]", text):
-        raise GrammarError(f'{quote(text)} is no name the kernel accepts; write one that "ip link" shows')
+        raise GrammarError(f"{quote(text)} is no name the kernel accepts", 'write one that "ip link" shows')
     if re.search(r"[\"'\\*+!]", text) or text.startswith("-") or _is_pattern(text):
         raise GrammarError(
-            f"{quote(text)} has a quote, backslash, wildcard or sign that is syntax in a firewall rule;"
-            " write the plain name of one interface"
+            f"{quote(text)} has a quote, backslash, wildcard or sign that is syntax in a firewall rule",
+            "write the plain name of one interface",
         )
     return text
 
@@ -220,25 +224,25 @@ def _refuse_printed(text: str) -> None:
     """Refuse what `ip` prints around the name of an interface, and several names."""
     stripped = _seen(text).strip()
     if stripped and stripped != text:
-        raise GrammarError(f"{quote(text)} has blanks at its ends, or invisible characters; write {quote(stripped)}")
+        raise GrammarError(f"{quote(text)} has blanks at its ends, or invisible characters", right=stripped)
     name, at, _ = text.partition("@")
     if at and name:
-        raise GrammarError(f'{quote(text)} has "@" and what the interface is tied to; write {quote(name)}')
+        raise GrammarError(f'{quote(text)} has "@" and what the interface is tied to', right=name)
     if re.fullmatch(r"[\w.-]+:", text):
-        raise GrammarError(f'{quote(text)} has the ":" after the name; write {quote(text[:-1])}')
+        raise GrammarError(f'{quote(text)} has the ":" after the name', right=text[:-1])
     if match := _INTERFACES.fullmatch(text):
-        raise GrammarError(f"{quote(text)} is several in one string; write one of them, such as {quote(match[1])}")
+        raise GrammarError(f"{quote(text)} is several in one string", f"write one of them, such as {quote(match[1])}")
 
 
 def parse_mac(text: str) -> str:
     """Read a MAC address of a guest; return it in lower case with colons."""
     if _MAC.fullmatch(text) is None:
         if right := _mac_meant(text):
-            raise GrammarError(f"{quote(text)} is a MAC address in another form; write {quote(right)}")
-        raise GrammarError(f'{quote(text)} is not a MAC address; write six pairs of hex digits, "52:54:00:12:34:56"')
+            raise GrammarError(f"{quote(text)} is a MAC address in another form", right=right)
+        raise GrammarError(f"{quote(text)} is not a MAC address", 'write six pairs of hex digits, "52:54:00:12:34:56"')
     mac = text.lower().replace("-", ":")
     if int(mac[:2], 16) & _MULTICAST_BIT or not int(mac.replace(":", ""), 16):
-        raise GrammarError(f"{quote(text)} is no single interface's MAC address; write the one in the domain's XML")
+        raise GrammarError(f"{quote(text)} is no single interface's MAC address", "write the one in the domain's XML")
     return mac
 
 
@@ -256,19 +260,19 @@ def parse_gate(text: str) -> Gate:
     words = text.split(" ")
     if len(words) != len(("family", "table", "chain")):
         if len(plain := text.split()) == len(("family", "table", "chain")):
-            raise GrammarError(f"{quote(text)} has more than one blank in a place; write {quote(' '.join(plain))}")
-        raise GrammarError(f'{quote(text)} is not "FAMILY TABLE CHAIN"; write for example "inet filter forward"')
+            raise GrammarError(f"{quote(text)} has more than one blank in a place", right=" ".join(plain))
+        raise GrammarError(f'{quote(text)} is not "FAMILY TABLE CHAIN"', 'write for example "inet filter forward"')
     family, table, chain = words
     if family not in _GATE_FAMILIES:
-        raise GrammarError(f"{quote(text)}: {quote(family)} is no family of a gate; write ip, ip6 or inet")
+        raise GrammarError(f"{quote(text)}: {quote(family)} is no family of a gate", "write ip, ip6 or inet")
     for name in (table, chain):
         if NFT_NAME.fullmatch(name) is None:
             raise GrammarError(
-                f"{quote(text)}: {quote(name)} is no nftables name;"
-                ' write a letter or "_", then letters, digits, "_", "-", "/" or "."'
+                f"{quote(text)}: {quote(name)} is no nftables name",
+                'write a letter or "_", then letters, digits, "_", "-", "/" or "."',
             )
     if table == _OWN_TABLE:
-        raise GrammarError(f"{quote(text)} is a chain of this program's own table; write another program's, or none")
+        raise GrammarError(f"{quote(text)} is a chain of this program's own table", "write another program's, or none")
     return Gate(family, table, chain)
 
 
@@ -276,14 +280,14 @@ def parse_ban_chain(text: str) -> str:
     """Read a shell pattern of chains that hold bans."""
     if _CHAIN_PATTERN.fullmatch(text) is None:
         raise GrammarError(
-            f"{quote(text)} is no pattern of a chain's name; write 1 to 255 printable ASCII characters without a blank,"
-            ' as in "f2b-*"'
+            f"{quote(text)} is no pattern of a chain's name",
+            'write 1 to 255 printable ASCII characters without a blank, as in "f2b-*"',
         )
     taken = next((chain for chain in _LIBVIRT_CHAINS if fnmatchcase(chain, text)), None)
     if taken is not None:
         raise GrammarError(
-            f"{quote(text)} also names libvirt's own chain {taken}, which refuses what forwards lead to guests;"
-            ' write the chains that hold bans, as in "f2b-*"'
+            f"{quote(text)} also names libvirt's own chain {taken}, which refuses what forwards lead to guests",
+            'write the chains that hold bans, as in "f2b-*"',
         )
     return text
 
@@ -292,14 +296,14 @@ def parse_uri(text: str) -> str:
     """Read the URI of a libvirt on this host."""
     match = _URI.fullmatch(text)
     if match is None or (match["path"] is None and not match["host"]):
-        raise GrammarError(f"{quote(text)} is not a libvirt URI; {_URI_REMEDY}")
+        raise GrammarError(f"{quote(text)} is not a libvirt URI", _URI_REMEDY)
     if match["scheme"] not in _URI_SCHEMES:
         known = ", ".join(_URI_SCHEMES)
-        raise GrammarError(f"{quote(text)} has a scheme other than {known}; {_URI_REMEDY}")
+        raise GrammarError(f"{quote(text)} has a scheme other than {known}", _URI_REMEDY)
     if match["transport"] not in {None, "unix"}:
-        raise GrammarError(f"{quote(text)} leads to libvirt over a network; {_URI_REMEDY}")
+        raise GrammarError(f"{quote(text)} leads to libvirt over a network", _URI_REMEDY)
     if match["host"]:
-        raise GrammarError(f"{quote(text)} names the remote host {quote(match['host'])}; {_URI_REMEDY}")
+        raise GrammarError(f"{quote(text)} names the remote host {quote(match['host'])}", _URI_REMEDY)
     if re.search(r"\s", text) or not text.isprintable():
-        raise GrammarError(f"{quote(text)} has white space or control characters in it; {_URI_REMEDY}")
+        raise GrammarError(f"{quote(text)} has white space or control characters in it", _URI_REMEDY)
     return text

@@ -252,8 +252,7 @@ def among_several(parse: Callable[[str], T], example: str, array: str = "") -> C
         except GrammarError:
             parts = _parts(text, example)
             if len(parts) > 1 and all(_is_right(parse, part) for part in parts):
-                right = f"{', '.join(map(quote, parts))}{array}"
-                raise GrammarError(f"{quote(text)} is several in one string; write {right}") from None
+                raise GrammarError(f"{quote(text)} is several in one string", array, right=parts) from None
             raise
 
     return read
@@ -279,16 +278,15 @@ def _are_right(parse: Callable[[str], object], values: Sequence[object]) -> bool
 
 def _as_word(value: object, written: str, parse: Callable[[str], object], example: str) -> str:
     """Say how a number, a date or a flag is a string: as it is written, or, where that is no right one, as it reads."""
-    remedy = ""
+    # The example would switch on what a flag may have switched off.
+    remedy, is_meant = "", isinstance(value, bool)
     for meant in (written, show(value) if isinstance(value, bool) else str(value)):
         try:
             parse(meant)
         except GrammarError as error:
-            remedy = str(error).partition("; ")[2]
+            remedy, is_meant = error.remedy, isinstance(value, bool) or error.right is not None
         else:
             return f"write {quote(meant)}"
-    # The example would switch on what a flag may have switched off.
-    is_meant = isinstance(value, bool) or remedy.startswith('write "')
     return remedy if is_meant else f"write a string such as {quote(example)}"
 
 

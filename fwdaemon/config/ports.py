@@ -92,7 +92,7 @@ def parse_host_ports(text: str) -> PortRange:
     """Read a port or a range of ports of the host, and nothing else."""
     remedy = 'write a port or a range of ports of the host, as in "20000-29999", which is for tcp and udp'
     if _HOST_PORTS.fullmatch(text) is None:
-        raise GrammarError(f"{quote(text)} is no range of ports; {remedy}")
+        raise GrammarError(f"{quote(text)} is no range of ports", remedy)
     return _parse_range(text, text)
 
 
@@ -133,38 +133,40 @@ def _parse_auto(text: str) -> PortSpec:
 
 def _no_auto(text: str) -> GrammarError:
     """Say what to write, with an address where there is one: without it, every address would be open."""
-    before = text.lower().partition("auto")[0].strip(" :")
-    has_address = before and not before.isdecimal()
-    remedy = 'write "auto:" and one port of the guest in each string, as in "auto:22"'
-    if has_address:
-        remedy = 'write an address of the host before "auto:" and one port, as in "198.51.100.7:auto:22"'
-    return GrammarError(f"{quote(text)} is no automatic port; {_auto_meant(text) or remedy}")
+    what, before = f"{quote(text)} is no automatic port", text.lower().partition("auto")[0].strip(" :")
+    if right := _auto_meant(text):
+        return GrammarError(what, right=right)
+    if before and not before.isdecimal():
+        return GrammarError(
+            what, 'write an address of the host before "auto:" and one port, as in "198.51.100.7:auto:22"'
+        )
+    return GrammarError(what, ' and one port of the guest in each string, as in "auto:22"', right="auto:")
 
 
-def _auto_meant(text: str) -> str:
+def _auto_meant(text: str) -> str | None:
     """Give what is meant by `auto` in other letters, or in another place."""
     plain = re.sub(r"\s+", "", text).replace("AUTO", "auto").replace("Auto", "auto")
     found = [plain, re.sub(r"\A([^/]*):auto((?:/.*)?)\Z", r"auto:\1\2", plain)]
-    return next((f"write {quote(right)}" for right in found if right != text and _is_right(right)), "")
+    return next((right for right in found if right != text and _is_right(right)), None)
 
 
 def _refuse_strange_characters(text: str) -> None:
     if not text:
-        raise GrammarError('"" is empty; write a port, or remove it')
+        raise GrammarError('"" is empty', "write a port, or remove it")
     refuse_negation(text, "write the ports that are to be open")
     if len(parts := _ARROW.split(text, maxsplit=2)) == 2:  # noqa: PLR2004 - what is before it, and after
         right = ":".join(map(str.strip, parts))
         if _is_right(right):
-            raise GrammarError(f'{quote(text)} has an arrow where ":" belongs; write {quote(right)}')
+            raise GrammarError(f'{quote(text)} has an arrow where ":" belongs', right=right)
     if (right := _OTHER_DASH.sub("-", text)) != text and _is_right(right):
-        raise GrammarError(f'{quote(text)} has another sign where a range has "-"; write {quote(right)}')
+        raise GrammarError(f'{quote(text)} has another sign where a range has "-"', right=right)
     if _SEVERAL.search(text):
-        raise GrammarError(_apart(text))
+        raise _apart(text)
     if not text.isascii() or not text.isprintable():
-        raise GrammarError(f"{quote(text)} has characters that no port string has; write plain digits, as in 2222:22")
+        raise GrammarError(f"{quote(text)} has characters that no port string has", "write plain digits, as in 2222:22")
 
 
-def _apart(text: str) -> str:
+def _apart(text: str) -> GrammarError:
     """Say how a text with blanks or commas is written: as one port string without them, or as several."""
     closed = re.sub(r"\s*([-:/])\s*", r"\1", text.strip())
     closed = re.sub(rf"(?<=[0-9])\s+({_PROTOCOL})(?![a-z+])", lambda match: f"/{match[1].lower()}", closed)
@@ -174,11 +176,12 @@ def _apart(text: str) -> str:
     if not _is_right(closed) and _PROTOCOL_BETWEEN.match(closed):
         closed = _with_protocol_behind(closed) or closed
     if _is_right(closed):
-        return f"{quote(text)} has white space in it; write {quote(closed)}"
+        return GrammarError(f"{quote(text)} has white space in it", right=closed)
     if parts := split_ports(closed):
-        return f"{quote(text)} is several in one string; write {', '.join(map(quote, parts))}"
+        return GrammarError(f"{quote(text)} is several in one string", right=parts)
     behind = ', its protocol behind it, as in "53/udp"' if _PROTOCOL_AMONG.search(text) else ""
-    return f"{quote(text)} has white space or commas in it; write one port or range in each string{behind}"
+    remedy = f"write one port or range in each string{behind}"
+    return GrammarError(f"{quote(text)} has white space or commas in it", remedy)
 
 
 def split_ports(text: str) -> list[str]:
@@ -202,16 +205,16 @@ def _refuse_other_forms(text: str) -> None:
     for pattern, what, mend in _OTHER_FORMS:
         match = pattern.match(text)
         if match and _is_right(right := mend(match)):
-            raise GrammarError(f"{quote(text)} {what}; write {quote(right)}")
+            raise GrammarError(f"{quote(text)} {what}", right=right)
     if match := _COLON_RANGE.fullmatch(text):
         _refuse_colon_range(text, match)
     elif match := _HALF_COLON_RANGE.fullmatch(text):
         _refuse_half_colon_range(text, match)
     if (match := _GUEST_BETWEEN.fullmatch(text)) and _PROTOCOL_AMONG.fullmatch(match["guest"]):
-        raise GrammarError(f'{quote(text)} has protocols between its ports; write one at the end, as in "53:53/udp"')
+        raise GrammarError(f"{quote(text)} has protocols between its ports", 'write one at the end, as in "53:53/udp"')
     if match and _is_right(right := match["host"] + match["rest"]):
         what = "has a third port" if match["guest"].isdecimal() else "names the guest, which domain and address do"
-        raise GrammarError(f"{quote(text)} {what}; write {quote(right)}")
+        raise GrammarError(f"{quote(text)} {what}", right=right)
 
 
 def _with_protocol_last(match: re.Match[str]) -> str:
@@ -255,10 +258,10 @@ def _refuse_colon_range(text: str, match: re.Match[str]) -> None:
         return
     if is_range:
         raise GrammarError(
-            f"{quote(text)} is no address and two ports, and a range has a dash; write dashes, {quote(right)}"
+            f"{quote(text)} is no address and two ports, and a range has a dash", f"write dashes, {quote(right)}"
         )
     raise GrammarError(
-        f"{quote(text)} is no address and two ports, and no range leads to one port; {_ONE_PORT}, {quote(right)}"
+        f"{quote(text)} is no address and two ports, and no range leads to one port", f"{_ONE_PORT}, {quote(right)}"
     )
 
 
@@ -270,20 +273,20 @@ def _refuse_half_colon_range(text: str, match: re.Match[str]) -> None:
     ranges = (f"{first}-{first + width}" if width else str(first) for first in (host[0], guest[0]))
     right = f"{':'.join(ranges)}{match['protocol'] or ''}"
     if "-" in text and ":" in match["host"] + match["guest"] and _is_right(right):
-        raise GrammarError(f"{quote(text)} has a colon where a range has a dash; write {quote(right)}")
+        raise GrammarError(f"{quote(text)} has a colon where a range has a dash", right=right)
 
 
 def _parse_protocols(text: str, protocol: str) -> tuple[Protocol, ...]:
     if protocol in _PROTOCOLS:
         return _PROTOCOLS[protocol]
     if not protocol:
-        raise GrammarError(f'{quote(text)} names no protocol after "/"; {_SUPPORTED}')
+        raise GrammarError(f'{quote(text)} names no protocol after "/"', _SUPPORTED)
     words = re.split(r"[,+/&|]", protocol.lower())
     meant = "+".join(sorted(words))
     if meant in _PROTOCOLS:
         hint = "in lower case, " if protocol != protocol.lower() else ""
-        raise GrammarError(f"{quote(text)} writes the protocol in another way; write {hint}/{meant}")
-    raise GrammarError(f"{quote(text)} names the protocol {quote(protocol)}, which is not supported; {_SUPPORTED}")
+        raise GrammarError(f"{quote(text)} writes the protocol in another way", f"write {hint}/{meant}")
+    raise GrammarError(f"{quote(text)} names the protocol {quote(protocol)}, which is not supported", _SUPPORTED)
 
 
 def _split_address(text: str, ports: str) -> tuple[str | None, str]:
@@ -291,15 +294,15 @@ def _split_address(text: str, ports: str) -> tuple[str | None, str]:
     if "[" in ports or "]" in ports:
         return _split_bracketed(text, ports)
     if ports.count(":") > _MOST_COLONS:
-        raise GrammarError(f'{quote(text)} has too many colons; write an IPv6 address in brackets, "[ADDRESS]:PORT"')
+        raise GrammarError(f"{quote(text)} has too many colons", 'write an IPv6 address in brackets, "[ADDRESS]:PORT"')
     first, _, rest = ports.partition(":")
     if ports.count(":") == _MOST_COLONS or "." in first or first == "localhost":
         if text.startswith("::"):
-            raise GrammarError(f'{quote(text)} has nothing before "::"; write an IPv6 address as "[ADDRESS]:PORT"')
+            raise GrammarError(f'{quote(text)} has nothing before "::"', 'write an IPv6 address as "[ADDRESS]:PORT"')
         if not first:
-            raise GrammarError(f'{quote(text)} has nothing before ":"; write {quote(text[1:])} for every address')
+            raise GrammarError(f'{quote(text)} has nothing before ":"', " for every address", right=text[1:])
         if not rest:
-            raise GrammarError(f'{quote(text)} names no port; write it after the address, "ADDRESS:PORT"')
+            raise GrammarError(f"{quote(text)} names no port", 'write it after the address, "ADDRESS:PORT"')
         return first, rest
     return None, ports
 
@@ -307,13 +310,13 @@ def _split_address(text: str, ports: str) -> tuple[str | None, str]:
 def _split_bracketed(text: str, ports: str) -> tuple[str, str]:
     match = re.fullmatch(r"\[([^][]*)\](?::([^][]*))?", ports)
     if match is None:
-        raise GrammarError(f'{quote(text)} has brackets in the wrong places; write "[ADDRESS]:PORT" for IPv6')
+        raise GrammarError(f"{quote(text)} has brackets in the wrong places", " for IPv6", right="[ADDRESS]:PORT")
     address, numbers = match.groups()
     if ":" not in address:
-        plain = quote(text.replace("[", "").replace("]", ""))
-        raise GrammarError(f"{quote(text)} has brackets without an IPv6 address in them; write {plain}")
+        plain = text.replace("[", "").replace("]", "")
+        raise GrammarError(f"{quote(text)} has brackets without an IPv6 address in them", right=plain)
     if not numbers:
-        raise GrammarError(f'{quote(text)} names no port; write it after the address, "[ADDRESS]:PORT"')
+        raise GrammarError(f"{quote(text)} names no port", 'write it after the address, "[ADDRESS]:PORT"')
     return address, numbers
 
 
@@ -322,36 +325,36 @@ def _parse_listen(text: str, address: str, protocols: tuple[Protocol, ...]) -> A
         return parse_listen(address)
     except LoopbackError as error:
         if Protocol.SCTP in protocols:
-            raise GrammarError(f"{error.what}, which nothing serves with SCTP; remove {quote(text)}") from None
+            raise GrammarError(f"{error.what}, which nothing serves with SCTP", f"remove {quote(text)}") from None
         raise
 
 
 def _parse_range(text: str, ports: str) -> PortRange:
     if not ports:
-        raise GrammarError(f'{quote(text)} lacks a port beside ":"; write the host\'s port, ":" and the guest\'s')
+        raise GrammarError(f'{quote(text)} lacks a port beside ":"', "write the host's port, \":\" and the guest's")
     first_text, dash, last_text = ports.partition("-")
     first = _parse_port(text, first_text)
     last = _parse_port(text, last_text) if dash else first
     if last < first:
-        raise GrammarError(f"{quote(text)} has a reversed range; write {last}-{first}")
+        raise GrammarError(f"{quote(text)} has a reversed range", f"write {last}-{first}")
     return PortRange(first, last)
 
 
 def _parse_port(text: str, port: str) -> int:
     if not port:
-        raise GrammarError(f'{quote(text)} lacks a port beside "-"; write both ends, as in 8000-8099')
+        raise GrammarError(f'{quote(text)} lacks a port beside "-"', "write both ends, as in 8000-8099")
     if not (port.isascii() and port.isdigit()):
         if _PROTOCOL_AMONG.search(port):
-            raise GrammarError(f'{_within(text, port)} is no port; write the protocol behind one, as in "53/udp"')
+            raise GrammarError(f"{_within(text, port)} is no port", 'write the protocol behind one, as in "53/udp"')
         remedy = f"write a number from 1 to {LAST_PORT}"
         raise GrammarError(
-            f"{_within(text, port)} is no port; {remedy}{'' if re.search('[0-9]', port) else ' in quotes'}"
+            f"{_within(text, port)} is no port", f"{remedy}{'' if re.search('[0-9]', port) else ' in quotes'}"
         )
     plain = port.lstrip("0")
     if not plain or len(plain) > _LONGEST_PORT or int(plain) > LAST_PORT:
-        raise GrammarError(f"{_within(text, port)} is out of range; write a number from 1 to {LAST_PORT}")
+        raise GrammarError(f"{_within(text, port)} is out of range", f"write a number from 1 to {LAST_PORT}")
     if plain != port:
-        raise GrammarError(f"{_within(text, port)} starts with 0; write {plain}")
+        raise GrammarError(f"{_within(text, port)} starts with 0", f"write {plain}")
     return int(port)
 
 
@@ -369,8 +372,8 @@ def _refuse_unequal_widths(text: str, numbers: str, host: PortRange, guest: Port
     before, _, after = text.rpartition(numbers)
     right = quote(before + ports + after)
     if guest.width == 1:
-        raise GrammarError(f"{quote(text)} leads {host.width} ports to the one port {guest}; {_ONE_PORT}, {right}")
+        raise GrammarError(f"{quote(text)} leads {host.width} ports to the one port {guest}", f"{_ONE_PORT}, {right}")
     raise GrammarError(
-        f"{quote(text)} is {host.width} wide on the host ({host}) but {guest.width} wide in the guest ({guest});"
-        f" write equal widths, {right}"
+        f"{quote(text)} is {host.width} wide on the host ({host}) but {guest.width} wide in the guest ({guest})",
+        f"write equal widths, {right}",
     )

@@ -39,12 +39,12 @@ def read_control(node: Node) -> ControlSettings:
 def parse_group(text: str) -> str:
     """Read the name of a group of users; whether there is one is no question of the grammar."""
     if not text:
-        raise GrammarError('"" is empty; write the name of a group, or "root" for root only')
+        raise GrammarError('"" is empty', 'write the name of a group, or "root" for root only')
     if text.isdecimal():
         remedy = f'write the name that "getent group {text[:10]}" shows'
-        raise GrammarError(f"{quote(text)} is the number of a group; {remedy}")
+        raise GrammarError(f"{quote(text)} is the number of a group", remedy)
     if not text.isprintable() or re.search("[:,;]", text):
-        raise GrammarError(f'{quote(text)} is no name of a group; write one that "getent group" shows')
+        raise GrammarError(f"{quote(text)} is no name of a group", 'write one that "getent group" shows')
     return text
 
 
@@ -71,24 +71,24 @@ def parse_textfile(text: str) -> Path:
     """Read the path of a file for the textfile collector, which takes `*.prom` only."""
     path, remedy = Path(text), f"write one such as {quote(_TEXTFILE)}"
     if not text.isprintable() or not path.is_absolute():
-        raise GrammarError(f"{quote(text)} is no absolute path of plain characters; {remedy}")
+        raise GrammarError(f"{quote(text)} is no absolute path of plain characters", remedy)
     if path.suffix != ".prom":
-        raise GrammarError(f"{quote(text)} does not end in .prom, so no node exporter would read it; {remedy}")
+        raise GrammarError(f"{quote(text)} does not end in .prom, so no node exporter would read it", remedy)
     return path
 
 
 def parse_endpoint(text: str) -> Endpoint:
     """Read an address and a port, an IPv6 address in brackets."""
     if text.startswith("localhost:"):
-        right = quote(text.replace("localhost", "127.0.0.1", 1))
-        raise GrammarError(f"{quote(text)} has a name where an address belongs; write {right}")
+        right = text.replace("localhost", "127.0.0.1", 1)
+        raise GrammarError(f"{quote(text)} has a name where an address belongs", right=right)
     match = _ENDPOINT.fullmatch(text)
     if match is None or int(match[3]) > LAST_PORT or not is_address(match[1] or match[2] or ""):
-        raise GrammarError(f"{quote(text)} is no address and port; write {quote(_endpoint_meant(text))}")
+        raise GrammarError(f"{quote(text)} is no address and port", right=_endpoint_meant(text))
     address = parse_served(match[1] or match[2] or "")
     if isinstance(address, IPv6Address) != (match[1] is not None):
-        right = quote(str(Endpoint(address, int(match[3]))))
-        raise GrammarError(f"{quote(text)} has brackets around IPv4, where only IPv6 has them; write {right}")
+        right = str(Endpoint(address, int(match[3])))
+        raise GrammarError(f"{quote(text)} has brackets around IPv4, where only IPv6 has them", right=right)
     return Endpoint(address, int(match[3]))
 
 
@@ -149,11 +149,11 @@ def parse_member_url(text: str) -> str:
     if match is None or int(match["port"]) > LAST_PORT:
         host = re.match(r"(?:https?://)?([A-Za-z0-9.-]+)(?::([1-9][0-9]{0,4}))?/?$", text)
         meant = f"https://{host[1]}:{host[2] or 2379}" if host and int(host[2] or 0) <= LAST_PORT else _MEMBER
-        raise GrammarError(f"{quote(text)} is no URL of a member of etcd; write {quote(meant)}")
+        raise GrammarError(f"{quote(text)} is no URL of a member of etcd", right=meant)
     if match["scheme"] == "http" and not _LOOPBACK_HOST.fullmatch(match["host"]):
         right = quote(f"https://{match['host']}:{match['port']}")
         raise GrammarError(
-            f"{quote(text)} would let anyone on the way open ports; have etcd use TLS, and write {right}"
+            f"{quote(text)} would let anyone on the way open ports", f"have etcd use TLS, and write {right}"
         )
     return text.rstrip("/")
 
@@ -164,19 +164,21 @@ def parse_fleet_prefix(text: str) -> str:
         parts = [part for part in re.split(r"[^A-Za-z0-9._-]+", text[:_LONGEST_PREFIX]) if part]
         meant = "".join(f"/{part}" for part in parts)
         meant = meant if meant and len(meant) <= _LONGEST_PREFIX else _FLEET_PREFIX
-        raise GrammarError(f"{quote(text)} is no prefix of keys; write {quote(meant)}")
+        raise GrammarError(f"{quote(text)} is no prefix of keys", right=meant)
     return text
 
 
 def _parse_path(text: str, example: str) -> Path:
     if not text.isprintable() or not Path(text).is_absolute():
-        raise GrammarError(f"{quote(text)} is no absolute path of plain characters; write one such as {quote(example)}")
+        raise GrammarError(
+            f"{quote(text)} is no absolute path of plain characters", f"write one such as {quote(example)}"
+        )
     return Path(text)
 
 
 def _parse_user(text: str) -> str:
     if not text or not text.isprintable():
-        raise GrammarError(f'{quote(text)} is no user of etcd; write one that "etcdctl user list" shows')
+        raise GrammarError(f"{quote(text)} is no user of etcd", 'write one that "etcdctl user list" shows')
     return text
 
 
@@ -250,11 +252,11 @@ def parse_resync(text: str) -> timedelta:
     match = re.fullmatch(r"([0-9]{1,9})(ms|s|m|h)", text)
     if match is None:
         if right := _duration_meant(text):
-            raise GrammarError(f"{quote(text)} is not a duration here; write {quote(right)}")
-        raise GrammarError(f'{quote(text)} is not a duration; write a whole number and ms, s, m or h, as in "30s"')
+            raise GrammarError(f"{quote(text)} is not a duration here", right=right)
+        raise GrammarError(f"{quote(text)} is not a duration", 'write a whole number and ms, s, m or h, as in "30s"')
     duration = int(match[1]) * _UNITS[match[2]]
     if not _SHORTEST_RESYNC <= duration <= _LONGEST_RESYNC:
-        raise GrammarError(f'{quote(text)} is out of range; write a duration from "1s" to "24h"')
+        raise GrammarError(f"{quote(text)} is out of range", 'write a duration from "1s" to "24h"')
     return duration
 
 
@@ -292,9 +294,10 @@ def _choice_of(choices: type[E]) -> Callable[[str], E]:
         try:
             return choices(text)
         except ValueError:
-            meant = _OTHER_CHOICES.get(text.lower())
-            remedy = f"write {quote(meant)}" if meant in set(choices) else suggest(text, choices)
-            raise GrammarError(f"{quote(text)} is not one of its values; {remedy}") from None
+            what, meant = f"{quote(text)} is not one of its values", _OTHER_CHOICES.get(text.lower())
+            if meant in set(choices):
+                raise GrammarError(what, right=meant) from None
+            raise GrammarError(what, suggest(text, choices)) from None
 
     return parse
 

@@ -99,14 +99,16 @@ def parse_set_name(text: str) -> str:
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", text.removeprefix(_PREFIX)).strip("_")[:23]
     right = plain if _NAME.fullmatch(plain) else "office"
     rule = "begins with a letter and has at most 23 letters, digits, - and _"
-    raise GrammarError(f"{quote(text)} is no name of a set, which {rule}; write {quote(right)}")
+    raise GrammarError(f"{quote(text)} is no name of a set, which {rule}", right=right)
 
 
 def parse_list_file(text: str) -> Path:
     """Read the path of a file of networks."""
     path = Path(text)
     if not text.isprintable() or not path.is_absolute() or path.name == "":
-        raise GrammarError(f"{quote(text)} is no absolute path of plain characters; write one such as {quote(_FILE)}")
+        raise GrammarError(
+            f"{quote(text)} is no absolute path of plain characters", f"write one such as {quote(_FILE)}"
+        )
     return path
 
 
@@ -240,7 +242,7 @@ def parse_member(text: str) -> Member:
     if text.startswith(_PREFIX):
         return SetName(parse_set_name(text.removeprefix(_PREFIX)))
     if text.startswith("@") and _NAME.fullmatch(text[1:]):
-        raise GrammarError(f"{quote(text)} is no network; write {quote(_PREFIX + text[1:])}")
+        raise GrammarError(f"{quote(text)} is no network", right=_PREFIX + text[1:])
     return parse_source(text)
 
 
@@ -256,7 +258,7 @@ def parse_rate(text: str) -> Rate:
     match = _RATE.fullmatch(text)
     if match and match[2] in UNITS and int(match[1]) <= _MOST_LIMITED:
         return Rate(int(match[1]), match[2])
-    raise GrammarError(f"{quote(text)} is no rate of new connections; write {quote(_rate_meant(text))}")
+    raise GrammarError(f"{quote(text)} is no rate of new connections", right=_rate_meant(text))
 
 
 def _rate_meant(text: str) -> str:

@@ -3,69 +3,22 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from ipaddress import ip_network
 from itertools import chain, compress
 from operator import attrgetter
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 from fwdaemon.config.model import Config, ForwardEntry
 from fwdaemon.config.overlap import families_of_entry
+from fwdaemon.core.conflicts import Entry, Holder, ListenerConflict, Order, RuleConflict
 from fwdaemon.core.exposures import Claim, Kind, Owner
 from fwdaemon.core.state import Desired
-from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Listener, Origin, PortIndex, PortRange, PortSet, Protocol, Subnet
 from fwdaemon.rulesets.nat_chains import Field, Scope, Translation, Value, both
 from fwdaemon.rulesets.packet import ADMIN, RuleLocation, System, owner_of
 
 EVERY_PORT: Final = PortRange(1, 65535)
 _ALL: Final = PortSet([EVERY_PORT])
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What the takings of one port string have in common, whatever their family; see `Taking`.
-
-    Where it `is_restricted`, some connections to its ports are none of its business. Where it `yields`, as a pattern
-    does, it takes nothing from a process that was there first.
-    """
-
-    domain: str
-    origin: Origin | None
-    protocol: Protocol | None
-    address: Address | None
-    ports: PortRange
-    interface: str | None
-    is_restricted: bool
-    yields: bool = False
-
-    @property
-    def noun(self) -> str:
-        """What it takes, in one word."""
-        return "datagrams" if self.protocol is Protocol.UDP else "connections"
-
-    def show_port(self, protocol: Protocol, port: int) -> str:
-        """Name one of its ports, with the protocol only where it takes several."""
-        return f"{port}/{protocol}" if self.protocol is None else str(port)
-
-    def reaching(self, whence: str) -> str:
-        """Say what is reached by what: `connections from outside`, or only those that a restricted forward takes."""
-        return f"the {self.noun} that the forward takes" if self.is_restricted else f"{self.noun} {whence}"
-
-    def sentence(self, what: str) -> str:
-        """Make a sentence of it, with the place in the configuration at its end."""
-        return f"{self}: {what}" + (f" ({self.origin})" if self.origin else "")
-
-    @property
-    def owner(self) -> str:
-        """The domain, for people."""
-        return shown(self.domain)
-
-    def __str__(self) -> str:
-        if self.protocol is None:
-            return f"all of {self.address}"
-        ports = f"port{'' if self.ports.width == 1 else 's'} {self.ports}/{self.protocol}"
-        return ports if self.address is None else f"{ports} of {self.address}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +82,6 @@ def _of_claim(claim: Claim, owner: Owner, origin: Origin | None, own: Collection
         yield Taking(owner.name, origin, *where, claim.interface, claim.sources, shared)
 
 
-# How several things are named in one sentence. Pure.
-_MOST: Final = 3
-
-
-def listed(items: Sequence[str]) -> str:
-    """Name at most three, and say how many more there are: `a, b, c and 4 more`."""
-    more = [f"{len(items) - _MOST} more"] if len(items) > _MOST else []
-    *first, last = [*items[:_MOST], *more]
-    return f"{', '.join(first)} and {last}" if first else last
-
-
 # Processes of the host that listen where an exposure takes what comes. Pure.
 #
 # What an exposure takes never reaches a process of the host: it is translated before the kernel looks for a socket.
@@ -149,6 +91,7 @@ def listed(items: Sequence[str]) -> str:
 _SSH_PORT: Final = 22
 
 _Rank: TypeAlias = tuple[bool, str, int]
+_Ports: TypeAlias = tuple[PortRange, Protocol | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,43 +147,9 @@ def _may_be_client(taking: Taking, socket: Listener, clients: PortRange) -> bool
     return socket.protocol is Protocol.UDP and taking.ports.width > 1 and socket.port in clients
 
 
-class Holder(NamedTuple):
-    """A process, by the name and number that the kernel gives, and one of its sockets."""
-
-    name: str
-    protocol: Protocol
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
-class ListenerConflict:
-    """An entry and the processes that it takes from; `places` are where they listen, unless that is where it does."""
-
-    entry: Entry
-    holders: tuple[Holder, ...]
-    places: tuple[str, ...]
-
-    def sentence(self) -> str:
-        """See `fwdaemon.core.report.Conflict`."""
-        entry, who = self.entry, self._who()
-        verb = "listens" if len(who) == 1 else "listen"
-        place, whence = (f" on {listed(self.places)}", "there") if self.places else ("", "from outside")
-        follows = f"{entry.reaching(whence)} will reach {entry.owner} instead"
-        if entry.yields:
-            follows = f"no domain {entry.owner} is given the port before that ends"
-        return entry.sentence(f"{listed(who)} of the host {verb} there{place}; {follows}")
-
-    def _who(self) -> Sequence[str]:
-        """Name each holder once, or once for each port of several."""
-        if self.entry.ports.width == 1:
-            return list(dict.fromkeys(shown(holder.name) for holder in self.holders))
-        show = self.entry.show_port
-        return [f"{shown(name)} at port {show(protocol, port)}" for name, protocol, port in self.holders]
-
-
 def listener_conflicts(found: Iterable[ShadowedListeners], names: Mapping[int, str]) -> Iterator[ListenerConflict]:
     """Give each with the names of processes by the inodes of their sockets, which may hold anything."""
-    for item in sorted(found, key=lambda item: (min(map(_rank, item.sockets)), str(item.entry))):
+    for item in sorted(found, key=lambda item: (min(map(_rank, item.sockets)), _rank_of_entry(item.entry))):
         bound = {socket.address or socket.device for socket in item.sockets}
         places = () if bound & {None, item.entry.address} else tuple(sorted(map(str, bound)))
         yield ListenerConflict(item.entry, tuple(_holders(item.sockets, names)), places)
@@ -250,7 +159,7 @@ def _holders(sockets: Iterable[Listener], names: Mapping[int, str]) -> Iterable[
     """Give each holder once for each port, sshd first: without it no one gets in any more."""
 
     def name(socket: Listener) -> str:
-        return names.get(socket.inode, "a process")
+        return names.get(socket.inode, "")
 
     def order(socket: Listener) -> tuple[bool, _Rank, str]:
         return not name(socket).startswith("ssh"), _rank(socket), name(socket)
@@ -263,23 +172,16 @@ def _rank(socket: Listener) -> _Rank:
     return socket.port != _SSH_PORT, socket.protocol, socket.port
 
 
+def _rank_of_entry(entry: Entry) -> tuple[object, ...]:
+    """Order entries by what they take, then by whom it is for; no two have the same place."""
+    address, origin = entry.address, entry.origin
+    where = (0, 0) if address is None else (address.version, int(address))
+    place = ("", 0, "", "") if origin is None else (str(origin.file), origin.line, origin.domain, origin.uuid)
+    what = entry.ports, entry.protocol or "", where, entry.interface or "", entry.is_restricted
+    return *what, entry.yields, entry.domain, place
+
+
 # Rules of other tools that translate what an exposure takes, and whose come first.
-
-
-class Order(StrEnum):
-    """Whose rule a packet comes to first."""
-
-    OURS = "ours"
-    THEIRS = "theirs"
-    UNKNOWN = "unknown"
-
-
-# What follows from it, with what is on its way, and where to.
-_FOLLOWS: Final = {
-    Order.OURS: "but our rule comes first, so %s reach %s",
-    Order.THEIRS: "and that comes first, so %s may not reach %s",
-    Order.UNKNOWN: "and whichever of the two was made last comes first, so %s may not reach %s",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,35 +206,20 @@ class ChainLocation:
 class _Rules:
     """The rules of another tool that were found for an entry, and the ports that are in question.
 
-    Ports come with the name of their protocol, or with nothing where the entry has but one.
+    Ports come with their protocol, or with none where the entry has but one.
     """
 
     locations: set[RuleLocation] = field(default_factory=set)
-    ports: set[tuple[PortRange, str]] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True)
-class RuleConflict:
-    """An entry, and whose rules in which chain translate it too; of several ports, those in question."""
-
-    entry: Entry
-    owner: str
-    order: Order
-    chain: str
-    ports: tuple[tuple[PortRange, str], ...]
-
-    def sentence(self) -> str:
-        """See `fwdaemon.core.report.Conflict`."""
-        entry, who = self.entry, "another rule" if self.owner == ADMIN else self.owner
-        named = [f"{ports}/{name}" if name else str(ports) for ports, name in self.ports]
-        follows = _FOLLOWS[self.order] % (entry.reaching("from outside"), entry.owner)
-        return entry.sentence(f"{who} forwards {listed(named) if named else 'it'} too (in {self.chain}), {follows}")
+    ports: set[_Ports] = field(default_factory=set)
 
 
 def rule_conflicts(
     takings: Iterable[Taking], others: Sequence[Translation], ours: ChainLocation, local: Collection[Address]
-) -> Iterator[RuleConflict]:
-    """Give each entry with each other tool that translates what it takes; `local` are the host's addresses."""
+) -> list[RuleConflict]:
+    """Give each entry with each other tool that translates what it takes, the lowest port first.
+
+    `local` are the host's addresses.
+    """
     index = PortIndex((ports, other) for other in others for ports in ports_of(other.scope))
     here = {family: tuple(_subnets(local, family)) for family in Family}
     found: dict[tuple[Entry, str, Order], _Rules] = {}
@@ -346,10 +233,17 @@ def rule_conflicts(
                 rules = found.setdefault((taking.entry, owner_of(other.location), order), _Rules())
                 rules.locations.add(other.location)
                 rules.ports.update(_ports_in_question(taking, shared))
-    for (entry, owner, order), rules in found.items():
-        several = entry.ports.width > 1
-        ports = (item for item in rules.ports if several and item[0] != EVERY_PORT)
-        yield RuleConflict(entry, owner, order, _where(rules), tuple(sorted(ports)))
+    conflicts = (
+        RuleConflict(entry, None if owner == ADMIN else owner, order, _where(rules), _worth_naming(entry, rules.ports))
+        for (entry, owner, order), rules in found.items()
+    )
+    return sorted(conflicts, key=lambda item: (_rank_of_entry(item.entry), item.owner or "", item.order))
+
+
+def _worth_naming(entry: Entry, ports: Iterable[_Ports]) -> tuple[_Ports, ...]:
+    """Sort the ports in question, unless the entry has one alone, or it is all of them."""
+    several = (item for item in ports if entry.ports.width > 1 and item[0] != EVERY_PORT)
+    return tuple(sorted(several, key=lambda item: (item[0], item[1] or "")))
 
 
 def _subnets(local: Iterable[Address], family: Family) -> Iterator[Value]:
@@ -386,9 +280,10 @@ def ports_of(scope: Scope) -> Sequence[PortRange]:
     return [ports for ports in found if isinstance(ports, PortRange)]
 
 
-def _ports_in_question(taking: Taking, shared: Scope) -> set[tuple[PortRange, str]]:
-    several = shared.get(Field.PROTOCOL, ()) if taking.protocol is None else ()
-    return {(ports, str(protocol)) for protocol in several or [""] for ports in ports_of(shared)}
+def _ports_in_question(taking: Taking, shared: Scope) -> set[_Ports]:
+    named = shared.get(Field.PROTOCOL, ()) if taking.protocol is None else ()
+    several: list[Protocol | None] = [protocol for protocol in named if isinstance(protocol, Protocol)]
+    return {(ports, protocol) for protocol in several or [None] for ports in ports_of(shared)}
 
 
 def _where(rules: _Rules) -> str:

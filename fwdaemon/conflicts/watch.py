@@ -15,7 +15,6 @@ from fwdaemon.config.model import Config
 from fwdaemon.config.names import NFT_NAME
 from fwdaemon.conflicts.comparing import (
     ChainLocation,
-    RuleConflict,
     Taking,
     listener_conflicts,
     ports_of,
@@ -24,7 +23,8 @@ from fwdaemon.conflicts.comparing import (
     takings,
     takings_if_running,
 )
-from fwdaemon.core.report import Conflict, Fault, FaultKind
+from fwdaemon.core.conflicts import Conflict
+from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Job, Listener, PortRange, PortSet, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, ProcessError, shortage
@@ -218,17 +218,18 @@ class ConflictWatch:
             if anew or state != self._state:
                 self._state, self._foreign = state, self._rules.read()
         except PortfwdError as error:
-            self._missed("the rules of other programs are not checked", error)
+            _log.debug("the rules of other programs are not checked: %s", error)
+            self._missed(error)
 
-    def _missed(self, what: str, error: PortfwdError) -> None:
-        _log.debug("%s: %s", what, error)
+    def _missed(self, error: PortfwdError) -> None:
         self.short = error if shortage(error) is not None else self.short
 
     def _compare(self, desired: Desired, local: Collection[Address]) -> None:
         try:
             sockets = frozenset(listeners())
         except PortfwdError as error:
-            self._missed("the host's sockets are not checked", error)
+            _log.debug("the host's sockets are not checked: %s", error)
+            self._missed(error)
             return
         others = _Others(local, sockets, self._foreign)
         if (desired, others) != self._compared:
@@ -275,8 +276,7 @@ def _conflicts(
     found = shadowed_listeners(taken, sockets, _client_ports(), inner)
     names = holders.name({socket for item in found for socket in item.sockets})
     yield from listener_conflicts(found, names)
-    of_rules = rule_conflicts(taken, foreign.translations, foreign.ours, local)
-    yield from sorted(of_rules, key=RuleConflict.sentence)
+    yield from rule_conflicts(taken, foreign.translations, foreign.ours, local)
 
 
 def _client_ports() -> PortRange:

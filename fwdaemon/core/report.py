@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
+from fwdaemon.core.conflicts import Conflict
 from fwdaemon.core.exposures import Exposure, Renaming
 from fwdaemon.core.inventory import HijackedAddress, Hindrance
 from fwdaemon.core.state import Desired, Namesake, Unchosen
@@ -21,13 +22,13 @@ class ReasonKind(StrEnum):
 
     DOMAIN = "domain"  # a domain
     DEVICES = "devices"  # a domain
-    AGENT = "agent"  # a domain
+    AGENT = "agent"  # a domain; the detail is what became of the agent, none if it reported addresses
     METADATA = "metadata"  # a domain
     NETWORK = "network"  # a network
     LIBVIRT = "libvirt"  # a URI
     LISTED = "listed"  # instead of events
     HOST_ADDRESS = "host-address"  # an address
-    NEIGHBOUR = "neighbour"  # an address
+    NEIGHBOUR = "neighbour"  # an address; the detail is the MAC address that answers for it, if any
     ADDRESSES_LOST = "addresses-lost"
     ROUTE = "route"  # an interface
     ROUTES_LOST = "routes-lost"
@@ -167,17 +168,6 @@ class Fault:
     kind: FaultKind
     about: tuple[str, ...] = ()
     detail: str = ""
-
-
-class Conflict(Protocol):
-    """Others who have what an exposure takes, as `fwdaemon.conflicts` found them; equal while the same is to be said.
-
-    What it is made of is known there alone, and so are the words for it.
-    """
-
-    def sentence(self) -> str:
-        """Say who has what, and who is reached therefore."""
-        ...
 
 
 AnyFault: TypeAlias = Fault | Namesake | Unchosen | HijackedAddress | Conflict

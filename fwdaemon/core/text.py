@@ -1,7 +1,7 @@
 """Text from outside made harmless, and shown to people. Pure."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -22,7 +22,15 @@ _NEGATION = re.compile(r"!|\u2260|\b(?i:not|except|but|without)\s")
 
 
 class GrammarError(PortfwdError):
-    """One value does not follow the grammar; the text says what is wrong with it and what to write instead."""
+    """One value does not follow the grammar: `what` is wrong with it, and the `remedy` says what to write instead.
+
+    With values that are `right`, it is to write these, and what else is to be said stands behind them.
+    """
+
+    def __init__(self, what: str, remedy: str = "", *, right: str | Sequence[str] | None = None) -> None:
+        self.what, self.right = what, (right,) if isinstance(right, str) else right
+        self.remedy = remedy if self.right is None else f"write {', '.join(map(quote, self.right))}{remedy}"
+        super().__init__(f"{what}; {self.remedy}" if self.remedy else what)
 
 
 def quote(text: str) -> str:
@@ -34,7 +42,7 @@ def quote(text: str) -> str:
 def refuse_negation(text: str, remedy: str) -> None:
     """Refuse what other programs write for "all but": without its sign, it would be the contrary."""
     if _NEGATION.search(text):
-        raise GrammarError(f"{quote(text)} says what is kept out, which cannot be written; {remedy}")
+        raise GrammarError(f"{quote(text)} says what is kept out, which cannot be written", remedy)
 
 
 def printed(text: str, most: int | None = _LONGEST_SHOWN) -> str:
@@ -151,11 +159,11 @@ def parse_seconds(text: str, shortest: int, longest: int) -> int:
     """Read a duration such as `90s`, `30m`, `2h` or `1d` as seconds; raise `GrammarError` if it is none."""
     match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
     if match is None:
-        raise GrammarError(f'{quote(text)} is no duration; write a whole number and s, m, h or d, as in "2h"')
+        raise GrammarError(f"{quote(text)} is no duration", 'write a whole number and s, m, h or d, as in "2h"')
     seconds = int(match[1]) * _SECONDS[match[2]]
     if not shortest <= seconds <= longest:
         ends = f"{show_duration(shortest)} to {show_duration(longest)}"
-        raise GrammarError(f"{quote(text)} is out of range; write a duration from {ends}")
+        raise GrammarError(f"{quote(text)} is out of range", f"write a duration from {ends}")
     return seconds
 
 

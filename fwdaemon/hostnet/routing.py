@@ -158,7 +158,7 @@ def _leads_to(kernel: Rtnetlink, subnet: Subnet, index: int) -> bool:
     """
     found = route_of(kernel, subnet)
     if found is not None and not found.leads_to(index):
-        raise KernelError(_format_route(found))
+        raise _in_the_way(found)
     return found is not None
 
 
@@ -171,12 +171,12 @@ def _add(kernel: Rtnetlink, subnet: Subnet, index: int) -> None:
         raise
 
 
-def _format_route(other: KernelRoute) -> str:
+def _in_the_way(other: KernelRoute) -> KernelError:
     if other.is_local:
-        return "it is an address of this host"
+        return KernelError("it is an address of this host")
     where = "elsewhere" if other.index is None else f"to {shown(interface_name(other.index))}"
     protocol = _PROTOCOLS.get(other.protocol, str(other.protocol))
-    return f"it is already routed {where} by another program (protocol {protocol}): remove that route"
+    return KernelError(f"it is already routed {where} by another program (protocol {protocol}): remove that route")
 
 
 # Forwarding: on the whole host, and on each interface that is crossed.

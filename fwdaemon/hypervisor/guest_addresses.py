@@ -175,7 +175,7 @@ class AgentRounds:
         claims = tuple(dict.fromkeys([*(claim for claim in record.claims if claim in claims), *claims]))
         if claims != record.claims:
             record.claims = claims
-            self._trigger(Reason(ReasonKind.AGENT, domain.name, "reported its addresses"))
+            self._trigger(Reason(ReasonKind.AGENT, domain.name))
 
     def _answer(self, domain: UUID) -> tuple[MacClaim, ...]:
         with self._guests.charged(time.thread_time):

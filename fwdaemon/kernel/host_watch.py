@@ -128,11 +128,11 @@ class KernelChanges:
             if state != _NUD_PROBE and (address, mac) in self._silent:  # while it is asked, it has not answered
                 self._silent -= {(address, mac)}
             if mac != before and not self._macs.isdisjoint((mac.hex(":"), before.hex(":"))):
-                yield Reason(ReasonKind.NEIGHBOUR, _written(address), f"answered from {mac.hex(':')}")
+                yield Reason(ReasonKind.NEIGHBOUR, _written(address), mac.hex(":"))
         elif came and state & _NUD_FAILED and before.hex(":") in self._macs:
             if address in self._configured:
                 self._silent |= {(address, before)}
-            yield Reason(ReasonKind.NEIGHBOUR, _written(address), "does not answer")
+            yield Reason(ReasonKind.NEIGHBOUR, _written(address))
 
 
 class NetlinkWatch:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from fwdaemon import config as configuration
-from fwdaemon.audit import lines
+from fwdaemon.audit import causes, lines
 from fwdaemon.config.loader import Loaded
 from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import Inventory
@@ -252,7 +252,7 @@ class Standing:
             records.entries_changed(self.all)
             reloads.changed()
             if inventories.latest is None:
-                reloads.pass_ended("libvirt has not answered yet")
+                reloads.pass_ended(causes.UNANSWERED)
             for reason in reasons:
                 queue.configuration_changed(reason)
             queue.time_passed(full=False)

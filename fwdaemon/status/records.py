@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from fwdaemon import __version__
-from fwdaemon.audit.causes import format_cause, format_gate_fault, format_location_reason
+from fwdaemon.audit.causes import format_cause
 from fwdaemon.audit.journal import ARREARS, LATE_S
 from fwdaemon.audit.lines import format_fault, format_setting
+from fwdaemon.audit.rules import format_gate_fault, format_location_reason, name_gate
 from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.report import AnyFault, Cause, Change, Fault, FaultKind, Location, Reason, ReconcileReport
@@ -254,7 +255,7 @@ def _restored(report: ReconcileReport, at: datetime) -> Iterator[Restored]:
     if gates := [gate for gate in report.result.gates if gate.restored]:
         yield Restored(
             at,
-            f"gate in {gates[0].gate}",
+            name_gate(gates[0].gate),
             len(gates) - 1,
             f"{format_gate_fault(gates[0].fault)}; {format_cause(Cause(report.actors))}",
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
-from fwdaemon.audit.causes import why
+from fwdaemon.audit.causes import followed, why
 from fwdaemon.audit.lines import format_fault
 from fwdaemon.config.model import Config, Entry
 from fwdaemon.core.exposures import Claim, Exposure, Kind, Owner
@@ -178,7 +178,7 @@ def _followed(row: Row, readings: Readings) -> Row:
     address = row.claim.address if row.claim.kind is Kind.NAT else None
     if address is None or (mac := readings.elsewhere.get(address)) is None:
         return row
-    return replace(row, reason=f"{row.reason}; the machine at {mac} has {address} now")
+    return replace(row, reason=followed(row.reason, address, mac))
 
 
 def _of_entry(entry: Entry, waiting: Sequence[Waiting], *, is_answered: bool) -> Sequence[Waiting]:

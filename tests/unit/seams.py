@@ -3,8 +3,9 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from fwdaemon.core.conflicts import Conflict
 from fwdaemon.core.exposures import Exposure, Nat
-from fwdaemon.core.report import ApplyResult, Conflict, Fault
+from fwdaemon.core.report import ApplyResult, Fault
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError

@@ -8,8 +8,8 @@ import pytest
 from fwdaemon import config as configuration
 from fwdaemon.cli import main
 from fwdaemon.commands.check import kept_here
-from fwdaemon.conflicts.comparing import Entry, Holder, ListenerConflict, Order, RuleConflict
 from fwdaemon.core.admission import Need
+from fwdaemon.core.conflicts import Entry, Holder, ListenerConflict, Order, RuleConflict
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.types import PortRange, Protocol
 from fwdaemon.errors import ConfigError

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.unit.remedies import OPENS_80, Case, follow, key, opens, ports
-from tests.unit.test_config_support import read
+from tests.unit.test_config_support import problems_of, read
 
 FLAGS = [
     Case(
@@ -243,3 +243,10 @@ def test_a_name_with_signs_is_a_name(name: str) -> None:
     written = json.dumps(name, ensure_ascii=False)
     text = f'[[forward]]\ndomain = {written}\nnetwork = "web"\nports = ["80"]\n'
     assert opens(read(text)) == f"*:80/tcp -> {name}:80"
+
+
+def test_what_a_value_says_is_not_taken_for_the_remedy() -> None:
+    text = '[[forward]]\ndomain = "web1"\nnetwork = ["default; write "]\nports = ["80"]\n'
+    assert problems_of(text) == [
+        'portfwd.toml:3: forward 1: network: must be a string, not an array; write "default; write"'
+    ]

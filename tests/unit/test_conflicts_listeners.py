@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.audit.rules import format_conflict, format_entry
 from fwdaemon.conflicts import comparing
-from fwdaemon.conflicts.comparing import ListenerConflict, takings, takings_if_running
+from fwdaemon.conflicts.comparing import takings, takings_if_running
+from fwdaemon.core.conflicts import ListenerConflict
 from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Listener, Origin, PortRange, Protocol
@@ -44,7 +46,7 @@ def said(
     *sockets: Listener,
     names: dict[int, str] | None = None,
 ) -> list[str]:
-    return [conflict.sentence() for conflict in found(exposures, *sockets, names=names)]
+    return [format_conflict(conflict) for conflict in found(exposures, *sockets, names=names)]
 
 
 def test_the_process_and_the_place_in_the_configuration_are_named() -> None:
@@ -203,7 +205,7 @@ def test_without_libvirt_an_entry_counts_in_each_family_it_may_have() -> None:
         '[[forward]]\ndomain = "six"\naddress = "2001:db8:122::5"\nsources = ["2001:db8::/32"]\nports = ["90/udp"]\n'
         '[[nat]]\ndomain = "mail"\npublic = "198.51.100.8"\nassign = "eth0"\n'
     )
-    found = {(str(item.entry), item.family): item for item in takings_if_running(config, LOCAL)}
+    found = {(format_entry(item.entry), item.family): item for item in takings_if_running(config, LOCAL)}
     assert set(found) == {
         ("port 22/tcp", Family.IPV4),
         ("port 22/tcp", Family.IPV6),
@@ -219,7 +221,9 @@ def test_a_pattern_is_said_to_yield_to_a_process_that_listens() -> None:
     config = read('[[forward]]\ndomain = "ci-*"\nports = ["22"]\n[[forward]]\ndomain = "web"\nports = ["23"]\n')
     sockets = [socket("tcp *:22", inode=1), socket("tcp *:23", inode=2)]
     met = comparing.shadowed_listeners(takings_if_running(config, LOCAL), sockets, CLIENTS, ())
-    assert [item.sentence() for item in comparing.listener_conflicts(met, {1: "sshd (pid 1)", 2: "it (pid 2)"})] == [
+    assert [
+        format_conflict(item) for item in comparing.listener_conflicts(met, {1: "sshd (pid 1)", 2: "it (pid 2)"})
+    ] == [
         (
             "port 22/tcp: sshd (pid 1) of the host listens there; no domain ci-* is given the port before that ends"
             " (/etc/portfwd.toml:3)"

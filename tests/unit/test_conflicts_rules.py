@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.conflicts.comparing import ChainLocation, RuleConflict, rule_conflicts, takings
+from fwdaemon.audit.rules import format_conflict
+from fwdaemon.conflicts.comparing import ChainLocation, rule_conflicts, takings
+from fwdaemon.core.conflicts import RuleConflict
 from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin, PortRange, Protocol
@@ -76,11 +78,11 @@ def on_port(first: int, last: int = 0, protocol: Protocol = Protocol.TCP) -> dic
 def found(
     exposures: Iterable[Forward | Nat], others: list[Translation], ours: ChainLocation = NFTABLES
 ) -> list[RuleConflict]:
-    return list(rule_conflicts(takings(Desired().having(exposures), LOCAL), others, ours, LOCAL))
+    return rule_conflicts(takings(Desired().having(exposures), LOCAL), others, ours, LOCAL)
 
 
 def said(exposures: Iterable[Forward | Nat], others: list[Translation], ours: ChainLocation = NFTABLES) -> list[str]:
-    return [conflict.sentence() for conflict in found(exposures, others, ours)]
+    return [format_conflict(conflict) for conflict in found(exposures, others, ours)]
 
 
 @pytest.mark.parametrize(
@@ -173,6 +175,12 @@ def test_one_entry_is_told_once_for_both_families_and_however_many_rules() -> No
     others = [native(-110, on_port(80), "ip6"), native(-110, on_port(1, 100)), native(-110, on_port(80), "ip")]
     assert said(exposures, others) == said(exposures[::-1], others[::-1])
     assert len(said(exposures, others)) == 1
+
+
+def test_the_lowest_port_comes_first_whatever_is_said_of_it() -> None:
+    exposures = [forward(f"tcp *:{port}", f"192.168.122.50:{port}") for port in (443, 80, 8080)]
+    for order in (exposures, exposures[::-1]):
+        assert [item.entry.ports.first for item in found(order, [native(-110, on_port(1, 9000))])] == [80, 443, 8080]
 
 
 def test_a_chain_may_be_called_anything() -> None:
