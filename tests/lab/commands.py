@@ -25,7 +25,7 @@ from tests.lab.command import Completed, LabError
 from tests.lab.place import Place, Process
 
 _SOCKET = "/run/lab-commands"
-_LOADED = ("check", "plan", "run", "status")
+_LOADED = ("check", "run", "status")
 # Room for the words of a command that stays.
 _ROOM = "-" * 400
 # The words begin and end in memory where these fields of proc_pid_stat(5), number 48 and 49, say; the third comes first
