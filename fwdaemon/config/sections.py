@@ -212,8 +212,9 @@ _SHORTEST_RESYNC: Final = timedelta(seconds=1)
 _LONGEST_RESYNC: Final = timedelta(days=1)
 _LAST_LABEL: Final = 127
 _AUTO_PORTS: Final = "20000-29999"
-# What an earlier version used instead of the label, written in many files.
+# What 0.1.0 used instead of the label. Its value below is in the file that 0.1.0 installed, says nothing, and is ignored.
 _MARK: Final = "mark"
+_SHIPPED_MARK: Final = 0x02000000
 _NO_MARK: Final = (
     f'"{_MARK}" is no longer used: connections of forwards carry a label, and marks are left to other programs;'
     f" delete this line (the label is {_SECTIONS_DEFAULTS.label} unless you write label = NUMBER)"
@@ -226,7 +227,7 @@ E = TypeVar("E", bound=StrEnum)
 def read_daemon(node: Node) -> DaemonSettings:
     """Read the `[daemon]` table; a value that is wrong is recorded and stands as its default."""
     fields = node.fields(DAEMON_KEYS, former=[_MARK])
-    if _MARK in fields:
+    if _MARK in fields and fields[_MARK].value != _SHIPPED_MARK:
         fields[_MARK].refuse_key(_NO_MARK)
     asked = read_asked(fields)
     return DaemonSettings(

@@ -44,6 +44,11 @@ def test_the_default_file_is_the_default() -> None:
     assert load(DEFAULT) == Config(DaemonSettings(), ())
 
 
+def test_the_default_file_of_0_1_0_is_the_default_too() -> None:
+    text = DEFAULT.read_text().replace("label = 25", "mark = 0x02000000")
+    assert parse({MAIN: text}) == Config(DaemonSettings(), ())
+
+
 def test_the_default_file_shows_every_key_as_it_may_be_written() -> None:
     lines = DEFAULT.read_text().splitlines()
     written = [line[2:] for line in lines if line.startswith("# ") and (" = " in line or line[2] == "[")]

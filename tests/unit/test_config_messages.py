@@ -172,7 +172,7 @@ MARK = (
         ),
         ("label = -1", f"label: must be one of the 128 labels of a connection, not -1; {LABEL}"),
         ("label = 0x80", f"label: must be one of the 128 labels of a connection, not 128; {LABEL}"),
-        ("mark = 0x02000000", MARK),
+        ("mark = 0x04000000", MARK),
         ("label = true", f"label: must be an integer, not true; {LABEL}"),
         ("label = nan", f"label: must be an integer, not a float; {LABEL}"),
         ("label = 1979-05-27", f"label: must be an integer, not a date or time; {LABEL}"),
