@@ -338,6 +338,8 @@ class SystemHostNetwork:
         Only if `full`, the kernel is asked also where nothing is wanted; and only then, or where guests may have been
         `replugged`, about all bridge ports.
         """
+        if self._is_first:
+            self._addresses.adopt(self._directory / "addresses")
         result = reduce(
             joined,
             [

@@ -1,8 +1,10 @@
 """Public addresses: held on an interface, and announced outside and to guests."""
 
 import logging
+import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -224,6 +226,17 @@ class PublicAddresses:
             changed=bool(added or superfluous),
             refused=tuple(refused.items()),
         )
+
+    def adopt(self, former: Path) -> None:
+        """Take over what 0.1.0 recorded in a file of lines such as `address eth0 198.51.100.8`, and remove that."""
+        try:
+            text = former.read_text(errors="surrogateescape")
+        except OSError:
+            return
+        found = re.findall(r"^address (\S+) (\S+)$", text, re.MULTILINE)
+        self._record(self._ours.union(_read({"interface": name, "address": address} for name, address in found)))
+        with suppress(OSError):  # or again at the next start
+            former.unlink()
 
     def preview(self, nats: frozenset[Nat]) -> ApplyResult:
         """Say what `apply` would find and do now, touching nothing.

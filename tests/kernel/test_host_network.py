@@ -208,6 +208,19 @@ def test_what_an_earlier_version_turned_on_is_turned_off_once(links: Links, begi
     assert (sysctl.read(name), record.exists()) == ("0", False)
 
 
+def test_what_an_earlier_version_assigned_is_ours(links: Links, begin: MakeHost, tmp_path: Path) -> None:
+    links.host.ip("address add 198.51.100.8/32 dev eth0")
+    links.host.ip("address add 198.51.100.9/32 dev eth0")
+    record = tmp_path / "addresses"
+    record.write_bytes(b"address eth0 198.51.100.8\naddress eth0 198.51.100.9\naddress eth0 x\nvirbr1 0\n\xff\n")
+    host = begin()
+    assert apply(host, Desired().having([MAIL])).stale == {"198.51.100.9 on eth0"}
+    assert ("198.51.100.8/32" in ours(links), "198.51.100.9/32" in ours(links), record.exists()) == (True, False, False)
+    # The next run has it in a record of its own.
+    apply(begin(), Desired())
+    assert "198.51.100.8/32" not in ours(links)
+
+
 # --- bridge ports -----------------------------------------------------------------------------------------------------
 
 
