@@ -4,4 +4,4 @@ The flow, in one line: configuration and inventory make the desired state, the d
 difference between that ruleset and what the kernel holds is committed. ARCHITECTURE.md shows the rooms.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
