@@ -1,5 +1,6 @@
 """The Debian package: what is in it, what it depends on, and that every build gives the same."""
 
+import gzip
 import os
 import shutil
 import subprocess
@@ -40,11 +41,12 @@ def checkout(target: Path) -> Path:
     return target
 
 
-def build(source: Path) -> subprocess.CompletedProcess[str]:
+def build(source: Path, umask: int = 0o022, **environment: str) -> subprocess.CompletedProcess[str]:
     programs.find("dh_python3")
     argv = [str(source / "packaging" / "build-deb")]
+    env = {**os.environ, "SOURCE_DATE_EPOCH": EPOCH, **environment}
     return subprocess.run(  # noqa: S603  words of ours
-        argv, env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH}, capture_output=True, text=True, check=False, timeout=300
+        argv, env=env, umask=umask, capture_output=True, text=True, check=False, timeout=300
     )
 
 
@@ -82,6 +84,13 @@ def unpacked(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_has_the_version_of_the_program(package: Path) -> None:
     assert dpkg_deb("--field", package, "Version") == f"{__version__}-1\n"
+
+
+def test_an_upgrade_shows_what_it_changes(package: Path, unpacked: Path) -> None:
+    news = gzip.decompress((unpacked / "usr/share/doc/kvm-portfwd/NEWS.Debian.gz").read_bytes()).decode()
+    assert news.startswith(f"kvm-portfwd ({__version__}-1) unstable; urgency=medium\n\n  Before you upgrade, see that ")
+    maintainer = dpkg_deb("--field", package, "Maintainer").strip()
+    assert news.splitlines()[-2:] == ["", f" -- {maintainer}  Tue, 14 Nov 2023 22:13:20 +0000"]
 
 
 def test_it_depends_on_every_library_and_on_nft(package: Path) -> None:
@@ -122,7 +131,11 @@ def test_lintian_has_nothing_to_say(package: Path) -> None:
 
 
 def test_a_later_build_elsewhere_gives_the_same_bytes(source: Path, package: Path, tmp_path: Path) -> None:
-    done = build(shutil.copytree(source, tmp_path / "elsewhere", copy_function=shutil.copy))
+    """By a user with another umask, home, language and time zone, whose checkout has other times and modes."""
+    elsewhere = shutil.copytree(source, tmp_path / "elsewhere", copy_function=shutil.copy)
+    for path in elsewhere.rglob("*"):
+        path.chmod(path.stat().st_mode & 0o700)
+    done = build(elsewhere, 0o077, HOME=str(tmp_path), LC_ALL="tr_TR.UTF-8", TZ="Pacific/Kiritimati")
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).read_bytes() == package.read_bytes()
 
