@@ -212,7 +212,7 @@ _SHORTEST_RESYNC: Final = timedelta(seconds=1)
 _LONGEST_RESYNC: Final = timedelta(days=1)
 _LAST_LABEL: Final = 127
 _AUTO_PORTS: Final = "20000-29999"
-# What 0.1.0 used instead of the label. Its value below is in the file that 0.1.0 installed, says nothing, and is ignored.
+# What 0.1.0 used instead of the label. The file that it installed has this value, which is ignored.
 _MARK: Final = "mark"
 _SHIPPED_MARK: Final = 0x02000000
 _NO_MARK: Final = (
