@@ -129,7 +129,7 @@ REFUSED_BY_BOTH: Final = (
     "[daemon]\nkeep_guests_online = 1",
     '[daemon]\nbackend = "legacy"',
     "[daemon]\nlabel = -1",
-    "[daemon]\nmark = 33554432",
+    "[daemon]\nmark = 67108864",
     "[daemon]\nlabel = 128",
     '[daemon]\nlabel = "1"',
     "[daemon]\nlabel = true",
@@ -200,6 +200,7 @@ REFUSED_BY_THE_PARSER_ALONE: Final = (
         *((text, True, True) for text in ACCEPTED),
         *((text, False, False) for text in REFUSED_BY_BOTH),
         *((text, False, True) for text in REFUSED_BY_THE_PARSER_ALONE),
+        ("[daemon]\nmark = 33554432", True, False),  # as 0.1.0 installed it
     ],
 )
 def test_verdicts(text: str, parser_accepts: bool, schema_accepts: bool) -> None:  # noqa: FBT001 - a table's columns
