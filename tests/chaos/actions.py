@@ -70,6 +70,12 @@ def _libvirt_works(world: World) -> bool:
     return world.libvirtd and "run" not in world.short
 
 
+def _can_start(world: World) -> bool:
+    """Whether a daemon can bring everything about: no address is assigned before that is recorded in /run."""
+    anew = {"run"} if world.removed else set[str]()
+    return not world.short & {"nft", "lock", *anew} and not world.misread
+
+
 def _rules_can_be_written(world: World) -> bool:
     """Whether libvirt can change its rules, and a program in iptables-legacy anything, in reasonable time."""
     return not world.short & {"nft", "nft-time", "lock"}
@@ -133,7 +139,7 @@ _POSSIBLE: dict[str, Callable[..., bool]] = {
     "daemon-stop": lambda world: world.can_settle,
     "daemon-remove": lambda world: world.can_settle and "lock" not in world.short and not world.misread,
     "flush": lambda world: world.daemon == "down" and not world.removed and not world.short & {"nft", "lock"},
-    "daemon-start": lambda world: world.daemon == "down" and not world.short & {"nft", "lock"} and not world.misread,
+    "daemon-start": lambda world: world.daemon == "down" and _can_start(world),
     "daemon-pause": lambda world: world.daemon == "up",
     "daemon-resume": lambda world: world.daemon == "paused",
     "take": _take,
