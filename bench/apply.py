@@ -22,9 +22,9 @@ The first reconcile on a host without rules of ours, helpers running already: fr
 commit and an audit line for each forward. In turn, the very same rules as text are handed to the kernel's
 own program, which is the limit of what it takes until the rules are in the kernel; and hook scripts' four rules for
 each forward are made by one `iptables` each, not for 10,000, as each of these programs reads the whole table first.
-The audit goes to a pipe, not to a journal; its lines come once the rules are in the kernel, and are measured by
-themselves as well. Of ours, a part is what programs take that change rules. CPU is that of all
-processors together, programs included; other work on the machine moves it least."""
+The audit goes to a pipe, not to a journal; its lines are written once the rules are in the kernel, and are also
+measured separately. "Of which programs" is the time spent in the programs that change rules. CPU time is summed over
+all processors and includes those programs; it varies least with the load of the machine."""
 
 
 def measure(setting: Setting) -> Figure:
@@ -108,10 +108,10 @@ def _reported_in_time(told: Mapping[int, Mapping[str, Sequence[float]]]) -> tupl
 def _beside_the_limit(seconds: Mapping[str, float]) -> str:
     before = seconds["committed"] - seconds["programs"]
     return (
-        f"The limit, {_ms(seconds['native'])}, is one program that reads text which another has written. Of ours,"
-        f" programs take {_ms(seconds['programs'])}; {_ms(before)} are Python that finds each forward's guest and"
-        f" writes the rules, and looks at chains of others. {_ms(seconds['whole'] - seconds['committed'])} more come"
-        f" after the rules are in the kernel, an audit line for each forward above all."
+        f"The limit, {_ms(seconds['native'])}, is a single program that loads a ruleset already written. In our"
+        f" own time, programs take {_ms(seconds['programs'])}, and Python takes {_ms(before)} to find each forward's"
+        f" guest, write the rules and inspect other programs' chains."
+        f" Another {_ms(seconds['whole'] - seconds['committed'])} follow once the rules are in the kernel, most of it for an audit line for each forward."
     )
 
 

@@ -150,9 +150,9 @@ def _because(ways: Ways) -> str:
     few = ways.hooks[min(ways.hooks)]
     through = Spread.of(_percent(few, ways.plain, "bits")).median
     return (
-        f"On a host with nothing of ours, a hook script's rules for {min(ways.hooks):,} let through"
-        f" {number(through)} % of what a plain route does: the kernel translates each packet,"
-        " whoever asked for it. Of ours, packets of an established connection meet one chain, where no rule takes them."
+        f"On a host without kvm-portfwd, a hook script with rules for {min(ways.hooks):,} reaches"
+        f" {number(through)} % of a plain route's throughput: the kernel translates each packet, whoever asked for it."
+        " With our rules, packets of an established connection pass one chain, in which no rule matches them."
     )
 
 

@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 from fwdaemon import __version__
 from fwdaemon.audit.journal import LATE_JOBS
 from fwdaemon.audit.lines import format_fault
-from fwdaemon.commands.check import desired_now
+from fwdaemon.commands.check import desired_now, previewed
 from fwdaemon.commands.reload import ask
-from fwdaemon.config.model import Config
 from fwdaemon.control import protocol
-from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined
-from fwdaemon.core.state import Desired
+from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.text import printable, show_duration, shown
 from fwdaemon.fleet.claims import recorded
 from fwdaemon.fleet.table import as_in_force
-from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.status.model import Configuration, Header, LibvirtState, State, Status
@@ -291,7 +288,7 @@ def status_without_daemon(path: Path) -> Status:
     config = as_in_force(path)
     desired = recorded().gate(desired_now(config))
     netfilter = Netfilter(SystemRunner(), config.daemon.backend)
-    found = _observe(config, desired, netfilter)
+    found = previewed(config, desired, netfilter)
     facts = Facts(
         config,
         desired,
@@ -314,16 +311,6 @@ def status_without_daemon(path: Path) -> Status:
     )
     readings = UsageReader(netfilter.counters, netfilter.dropped).read(desired)
     return Status(header, rows(facts, readings), readings.dropped.by_set)
-
-
-def _observe(config: Config, desired: Desired, netfilter: Netfilter) -> ApplyResult:
-    """Say what the kernel lacks."""
-    host = SystemHostNetwork(netfilter.confined, seconds=recorded().seconds)
-    try:
-        confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
-        return joined(netfilter.preview(confined), host.preview(desired))
-    finally:
-        netfilter.close()
 
 
 def run(options: argparse.Namespace) -> int:

@@ -55,7 +55,7 @@ SILENT: Final = sorted(
 WORDED: Final = {
     "control/listener.py": "who a client is, and the command that starts the daemon anew",
     "control/server.py": "what helps where the socket cannot be made, for a warning",
-    "daemon.py": "that a pass failed by a mistake of ours, in the place of an error's text",
+    "daemon.py": "says that a bug made a pass fail, where other failures have an error's text",
     "errors.py": "what nft says of a script",
     "fleet/claims.py": "a host whose name cannot be read",
     "fleet/etcd.py": "why there is no answer, where neither etcd nor the error says so",
