@@ -111,7 +111,8 @@ def _beside_the_limit(seconds: Mapping[str, float]) -> str:
         f"The limit, {_ms(seconds['native'])}, is a single program that loads a ruleset already written. In our"
         f" own time, programs take {_ms(seconds['programs'])}, and Python takes {_ms(before)} to find each forward's"
         f" guest, write the rules and inspect other programs' chains."
-        f" Another {_ms(seconds['whole'] - seconds['committed'])} follow once the rules are in the kernel, most of it for an audit line for each forward."
+        f" Another {_ms(seconds['whole'] - seconds['committed'])} follow once the rules are in the kernel, most of"
+        " it for an audit line for each forward."
     )
 
 
