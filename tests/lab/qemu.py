@@ -163,7 +163,17 @@ class QemuGuest(Guest):
 
     def wait_up(self) -> None:
         """Wait until its guest agent answers, which starts before the interfaces are set up."""
-        wait_until(self._agent_answers, f"the agent of {self.name} answers", interval=0.1)
+        errors: list[str] = []
+
+        def answers() -> bool:
+            try:
+                self._ask_agent("guest-ping")
+            except libvirt.libvirtError as error:
+                errors[:] = [str(error)]
+                return False
+            return True
+
+        wait_until(answers, lambda: f"the agent of {self.name} answers: {errors}\n{self.console()}", interval=0.1)
 
     def run(self, *argv: str) -> str:
         """Run a program in the guest to its end, by its agent; what it printed."""
@@ -190,13 +200,6 @@ class QemuGuest(Guest):
             (sleep 0.1; killall qemu-ga) >/dev/null 2>&1 </dev/null &
         """
         self.run("sh", "-c", script)
-
-    def _agent_answers(self) -> bool:
-        try:
-            self._ask_agent("guest-ping")
-        except libvirt.libvirtError:
-            return False
-        return True
 
     def _ask_agent(self, command: str, **arguments: object) -> Any:
         question = json.dumps({"execute": command, "arguments": arguments})
