@@ -164,8 +164,11 @@ def _can_ban(world: World) -> bool:
 
 
 def _may_move(world: World, domain: Domain) -> bool:
-    """Whether a guest can have another address, which the configuration has to say."""
-    return _is_well(world, domain) and not world.misread
+    """Whether a guest can have another address, which the configuration has to say.
+
+    libvirt writes the rules of a network anew when a reservation in it changes.
+    """
+    return _is_well(world, domain) and not world.misread and _rules_can_be_written(world)
 
 
 def _is_well(world: World, domain: Domain) -> bool:
