@@ -10,11 +10,11 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
 from fwdaemon.audit.journal import MESSAGE_IDS
-from fwdaemon.core.exposures import Exposure, LoggedConnection, Owner
+from fwdaemon.core.exposures import Exposure, Owner
 from fwdaemon.core.report import AnyFault, Cause, GateChange, Setting, SettingKind
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.text import shown
-from fwdaemon.core.types import Gate, show_endpoint
+from fwdaemon.core.types import Address, Gate, Protocol, Subnet, show_endpoint
 
 # Which of the things that are wrong now are news. Pure; the time is given.
 #
@@ -181,6 +181,27 @@ def _key(subject: Subject) -> _Key:
 _audit = logging.getLogger("fwdaemon.audit")
 
 _UNKNOWN_SIZE: Final = "bytes are not counted (net.netfilter.nf_conntrack_acct)"
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedConnection:
+    """A connection of a forward that began, or with `ended` one that did.
+
+    `client` sent it to `listen`, from a port that is `None` where only a part of the address is logged, and `target` is
+    the guest's side. `number` is the kernel's for it. It took so many `seconds`, `None` where its begin is not known,
+    and carried `size` bytes both ways, `None` where the kernel does not count.
+    """
+
+    ended: bool
+    owner: Owner
+    protocol: Protocol
+    client: Address | Subnet
+    client_port: int | None
+    listen: tuple[Address, int]
+    target: tuple[Address, int]
+    number: int
+    seconds: float | None = None
+    size: int | None = None
 
 
 def connection(logged: LoggedConnection) -> None:

@@ -173,27 +173,6 @@ class ConnectionLog(NamedTuple):
         return client if length == client.max_prefixlen else ip_network((int(client), length), strict=False)
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedConnection:
-    """A connection of a forward that began, or with `ended` one that did.
-
-    `client` sent it to `listen`, from a port that is `None` where only a part of the address is logged, and `target` is
-    the guest's side. `number` is the kernel's for it. It took so many `seconds`, `None` where its begin is not known,
-    and carried `size` bytes both ways, `None` where the kernel does not count.
-    """
-
-    ended: bool
-    owner: Owner
-    protocol: Protocol
-    client: Address | Subnet
-    client_port: int | None
-    listen: tuple[Address, int]
-    target: tuple[Address, int]
-    number: int
-    seconds: float | None = None
-    size: int | None = None
-
-
 Renaming: TypeAlias = tuple[Address, Address]
 """A guest, and the public address under which what it opens leaves the host."""
 

@@ -18,8 +18,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from fwdaemon.audit.throttle import Ration, WarnOnce, connection, unlogged
-from fwdaemon.core.exposures import Forward, LoggedConnection
+from fwdaemon.audit.throttle import LoggedConnection, Ration, WarnOnce, connection, unlogged
+from fwdaemon.core.exposures import Forward
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address
 from fwdaemon.kernel import sysctl

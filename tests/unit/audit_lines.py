@@ -9,8 +9,7 @@ from typing import Final
 import pytest
 
 from fwdaemon.audit import lines, throttle
-from fwdaemon.audit.throttle import Flapped
-from fwdaemon.core.exposures import LoggedConnection
+from fwdaemon.audit.throttle import Flapped, LoggedConnection
 from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import (
     Assigned,

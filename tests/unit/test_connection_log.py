@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.audit import throttle
-from fwdaemon.audit.throttle import Ration
+from fwdaemon.audit.throttle import LoggedConnection, Ration
 from fwdaemon.config import parse
 from fwdaemon.core.exposures import ConnectionLog as Cut
-from fwdaemon.core.exposures import Forward, LoggedConnection
+from fwdaemon.core.exposures import Forward
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Protocol
 from fwdaemon.errors import ConfigError
