@@ -16,7 +16,7 @@ from fwdaemon.audit.throttle import FlapDamping, NewProblems, Rations
 from fwdaemon.connections import Clock, Conntrack, Departures, Sweep, Sweeper, close_everything
 from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.conflicts import Conflict
-from fwdaemon.core.exposures import Exposure, Forward, in_order
+from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.inventory import Move
 from fwdaemon.core.report import (
     Actor,
@@ -212,7 +212,7 @@ class Reconciler:
         if removed.faults:
             lines.problems((*removed.faults, Fault(FaultKind.LEFT_BEHIND)))
             return
-        for exposure in in_order(applied.exposures):
+        for exposure in causes.in_order(applied.exposures):
             lines.exposure("removed", exposure, cause)
         self.report = None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
-from fwdaemon.core.exposures import Exposure, Owner, in_order
+from fwdaemon.core.exposures import Exposure, Owner
 from fwdaemon.core.inventory import HijackedAddress, Hindrance, HindranceKind, Place
 from fwdaemon.core.report import (
     Actor,
@@ -23,6 +23,11 @@ from fwdaemon.core.text import printable, shown
 from fwdaemon.core.types import Address, Origin
 
 # What changed: a function of what was applied before, what is now, and what the backend found in between. Pure.
+
+
+def in_order(exposures: Collection[Exposure]) -> list[Exposure]:
+    """Give exposures in the order in which the audit lists them."""
+    return sorted(exposures, key=lambda exposure: (exposure.owner, exposure.listens_at()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,9 +39,8 @@ from fwdaemon.config.overlap import (
 )
 from fwdaemon.config.ports import PortSpec, parse_host_ports, parse_ports, split_ports
 from fwdaemon.config.sets import read_asked
-from fwdaemon.core.exposures import ConnectionLog
 from fwdaemon.core.text import GrammarError, quote, show
-from fwdaemon.core.types import Family, Subnet
+from fwdaemon.core.types import ConnectionLog, Family, Subnet
 
 # What to write in place of a listening address that stands for every one.
 #

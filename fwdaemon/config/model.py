@@ -9,10 +9,11 @@ from typing import ClassVar, Final, TypeAlias
 
 from fwdaemon.core.admission import Admission, SourceSet
 from fwdaemon.core.bans import BEHIND
-from fwdaemon.core.exposures import Claim, ConnectionLog, Kind, Owner
+from fwdaemon.core.exposures import Claim, Kind, Owner
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import (
     Address,
+    ConnectionLog,
     Endpoint,
     Family,
     FleetSettings,
@@ -46,7 +47,6 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "control": ("group",),
     "fleet": ("ca", "etcd", "on_partition", "password_file", "prefix", "user"),
 }
-
 
 NamedSets: TypeAlias = tuple[tuple[str, Origin], ...]
 """Names of sets, each with the place where it is written."""

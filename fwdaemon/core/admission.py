@@ -5,7 +5,7 @@ size is changed element by element, and one of another program, which may hold r
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from ipaddress import ip_network
@@ -258,3 +258,8 @@ def names_of(admissions: Iterable[Admission]) -> Iterator[str]:
     """Give the sets that any of these name."""
     for admission in admissions:
         yield from admission.names
+
+
+def lets_in(sources: Collection[Subnet], client: Address) -> bool:
+    """Whether one of these is meant, which are anyone where they are none."""
+    return not sources or any(client in subnet for subnet in sources)

@@ -1,18 +1,30 @@
 """Exposures: whatever makes something reachable, which is a port forward, a 1:1 NAT or a route. Plain data.
 
-A kind says by itself what it is for, where it leads, whose it is and how that is shown. How it is written as rules is
-the business of the backends.
+A kind says by itself what it is for, where it leads, whose it is, which connections it carries and how it is shown.
+How it is written as rules is the business of the backends.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from hashlib import blake2s
-from ipaddress import ip_network
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, Self, TypeAlias
 
-from fwdaemon.core.admission import Admission
-from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, Until, show_endpoint
+from fwdaemon.core.admission import Admission, lets_in
+from fwdaemon.core.types import (
+    Address,
+    ConnectionLog,
+    Family,
+    FlowKey,
+    Origin,
+    PortRange,
+    Protocol,
+    Subnet,
+    Until,
+    show_endpoint,
+    subnet_key,
+)
 
 
 class Owner(NamedTuple):
@@ -89,6 +101,10 @@ class Destination(NamedTuple):
         return str(self.address) if self.ports is None else show_endpoint(self.address, self.ports)
 
 
+Renaming: TypeAlias = tuple[Address, Address]
+"""A guest, and the public address under which what it opens leaves the host."""
+
+
 class _Exposure:
     """What all kinds answer: others ask an exposure, and not of which kind it is."""
 
@@ -111,6 +127,10 @@ class _Exposure:
         """Whose it is."""
         raise NotImplementedError
 
+    def carries(self, _source: Address, _destination: Address, _port: int, _guest_port: int) -> bool:
+        """Whether it carries a connection that has its key, by who sent it where, and to which of the guest's ports."""
+        return True
+
     @property
     def counted_as(self) -> str:
         """Name in plain letters what its limits count in: all that one entry opens for one guest has the same name."""
@@ -132,6 +152,8 @@ class _Translated(_Exposure):
     """What leads to a guest of a domain by translation."""
 
     __slots__ = ()
+
+    subnet: ClassVar[None] = None
 
     domain: str
     target: Address
@@ -161,22 +183,6 @@ class _Translated(_Exposure):
         return self.target, port + self.shift
 
 
-class ConnectionLog(NamedTuple):
-    """That connections are logged, with so many leading bits of their clients' addresses."""
-
-    ipv4: int = 32
-    ipv6: int = 128
-
-    def cut(self, client: Address) -> Address | Subnet:
-        """Give what is logged of a client's address."""
-        length = self.ipv4 if Family.of(client) is Family.IPV4 else self.ipv6
-        return client if length == client.max_prefixlen else ip_network((int(client), length), strict=False)
-
-
-Renaming: TypeAlias = tuple[Address, Address]
-"""A guest, and the public address under which what it opens leaves the host."""
-
-
 @dataclass(frozen=True, slots=True)
 class Forward(_Translated):
     """One live forward of one family: packets to `listen` and `ports` go to `target` and `target_ports`.
@@ -191,6 +197,7 @@ class Forward(_Translated):
 
     # Whether guests open connections under its addresses.
     outward: ClassVar[bool] = False
+    renaming: ClassVar[None] = None
 
     domain: str
     protocol: Protocol
@@ -239,6 +246,17 @@ class Forward(_Translated):
         """Say what its destination says, in the same way."""
         return show_endpoint(self.target, self.target_ports)
 
+    @property
+    def flow_key(self) -> FlowKey:
+        """By what the connections are found that it may carry: to its one port of the guest, or to any."""
+        ports = (self.ports.first, self.target_ports.first) if self.ports.width == 1 else ()
+        return self.protocol, self.target, *ports
+
+    def carries(self, source: Address, destination: Address, port: int, guest_port: int) -> bool:
+        """Whether it carries a connection that has its key, by who sent it where, and to which of the guest's ports."""
+        meant = self.listen in {None, destination} and port in self.ports and guest_port == port + self.shift
+        return meant and lets_in(self.sources, source)
+
 
 @dataclass(frozen=True, slots=True)
 class Nat(_Translated):
@@ -278,6 +296,8 @@ class Nat(_Translated):
         """Where it leads."""
         return Destination(self.target)
 
+    flow_key = renaming
+
 
 @dataclass(frozen=True, slots=True)
 class Route(_Exposure):
@@ -292,6 +312,7 @@ class Route(_Exposure):
     masquerade: ClassVar[bool] = False
     guest: ClassVar[None] = None
     bridge_port: ClassVar[None] = None
+    renaming: ClassVar[None] = None
 
     network: str
     subnet: Subnet
@@ -321,14 +342,58 @@ class Route(_Exposure):
         """Where it leads."""
         return Destination(bridge=self.bridge)
 
+    @property
+    def flow_key(self) -> FlowKey:
+        """By what the connections are found that it may carry."""
+        return subnet_key(self.subnet.network_address, self.subnet.prefixlen)
+
     def endpoint(self, address: Address, port: int) -> tuple[Address, int]:
         """Where it leads what goes to an address and a port that it claims."""
         return address, port
 
 
-Exposure: TypeAlias = Forward | Nat | Route
+Translated: TypeAlias = Forward | Nat
+"""What leads to a guest of a domain."""
+
+Exposure: TypeAlias = Translated | Route
 
 
-def in_order(exposures: Collection[Exposure]) -> list[Exposure]:
-    """Give exposures in the order in which the audit lists them."""
-    return sorted(exposures, key=lambda exposure: (exposure.owner, exposure.listens_at()))
+@dataclass(frozen=True)
+class Exposures:
+    """All that is live, of each kind: who needs all of it, or what leads to guests, names no kinds."""
+
+    forwards: frozenset[Forward] = frozenset()
+    nats: frozenset[Nat] = frozenset()
+    routes: frozenset[Route] = frozenset()
+
+    @cached_property
+    def exposures(self) -> frozenset[Exposure]:
+        """Everything that is to be live."""
+        # A set united with nothing is the same set, and takes no more memory.
+        exposures: frozenset[Exposure] = self.forwards
+        return exposures.union(self.nats, self.routes) if self.nats or self.routes else exposures
+
+    @property
+    def translated(self) -> list[Translated]:
+        """What leads to guests of domains."""
+        return [*self.forwards, *self.nats]
+
+    @property
+    def by_kind(self) -> Mapping[Kind, frozenset[Exposure]]:
+        """Everything that is to be live, apart."""
+        return {Kind.FORWARD: self.forwards, Kind.NAT: self.nats, Kind.ROUTE: self.routes}
+
+    def having(self, held: Iterable[Exposure]) -> Self:
+        """Give the same with more exposures."""
+        held = frozenset(held)
+        return replace(
+            self,
+            forwards=self.forwards.union(item for item in held if isinstance(item, Forward)),
+            nats=self.nats.union(item for item in held if isinstance(item, Nat)),
+            routes=self.routes.union(item for item in held if isinstance(item, Route)),
+        )
+
+    def lacking(self, missing: Collection[Exposure]) -> Self:
+        """Give the same without some exposures."""
+        forwards, nats = self.forwards.difference(missing), self.nats.difference(missing)
+        return replace(self, forwards=forwards, nats=nats, routes=self.routes.difference(missing))

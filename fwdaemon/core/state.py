@@ -3,7 +3,7 @@
 How it follows from configuration and inventory is in `fwdaemon.resolve.placement`; the backends make rules of it.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
@@ -15,7 +15,7 @@ from uuid import UUID
 
 from fwdaemon.core.admission import Admission, Gatekeeper, Place, Ranges, SourceSet, names_of
 from fwdaemon.core.bans import BEHIND
-from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner, Route
+from fwdaemon.core.exposures import Claim, Exposure, Exposures, Forward, Nat, Owner, Route
 from fwdaemon.core.inventory import Hindrance, Move
 from fwdaemon.core.types import Address, Family, Gate, GuestPath, Origin, Subnet
 
@@ -127,7 +127,7 @@ class Unchosen:
 
 
 @dataclass(frozen=True)
-class Desired:
+class Desired(Exposures):
     """Everything the kernel is to do for us.
 
     `imminent` are 1:1 NATs that are not live, whose guests may run here before anything says so, as while they migrate.
@@ -162,9 +162,6 @@ class Desired:
     hash nor compare them anew. What follows from all of them is worked out once.
     """
 
-    forwards: frozenset[Forward] = frozenset()
-    nats: frozenset[Nat] = frozenset()
-    routes: frozenset[Route] = frozenset()
     waiting: tuple[Waiting, ...] = ()
     imminent: frozenset[Nat] = frozenset()
     proxied: frozenset[Proxied] = frozenset()
@@ -194,13 +191,6 @@ class Desired:
     counts_down: bool = False
 
     @cached_property
-    def exposures(self) -> frozenset[Exposure]:
-        """Everything that is to be live."""
-        # A set united with nothing is the same set, and takes no more memory.
-        exposures: frozenset[Exposure] = self.forwards
-        return exposures.union(self.nats, self.routes) if self.nats or self.routes else exposures
-
-    @cached_property
     def outgoing(self) -> frozenset[Nat]:
         """The 1:1 NATs under whose addresses guests open connections."""
         return self.nats.union(self.imminent) if self.imminent else self.nats
@@ -209,26 +199,6 @@ class Desired:
     def carrying(self) -> frozenset[Exposure]:
         """Everything that an open connection may go by."""
         return self.exposures.union(self.imminent) if self.imminent else self.exposures
-
-    @property
-    def by_kind(self) -> Mapping[Kind, frozenset[Exposure]]:
-        """Everything that is to be live, apart."""
-        return {Kind.FORWARD: self.forwards, Kind.NAT: self.nats, Kind.ROUTE: self.routes}
-
-    def having(self, held: Iterable[Exposure]) -> "Desired":
-        """Give the same state with more exposures."""
-        held = frozenset(held)
-        return replace(
-            self,
-            forwards=self.forwards.union(item for item in held if isinstance(item, Forward)),
-            nats=self.nats.union(item for item in held if isinstance(item, Nat)),
-            routes=self.routes.union(item for item in held if isinstance(item, Route)),
-        )
-
-    def lacking(self, missing: Collection[Exposure]) -> "Desired":
-        """Give the same state without some exposures."""
-        forwards, nats = self.forwards.difference(missing), self.nats.difference(missing)
-        return replace(self, forwards=forwards, nats=nats, routes=self.routes.difference(missing))
 
     def knowing(
         self,
@@ -272,7 +242,7 @@ class Desired:
     @cached_property
     def families(self) -> frozenset[Family]:
         """The families that need anything in the kernel."""
-        kinds = set(map(type, map(_target, chain(self.forwards, self.outgoing))))
+        kinds = set(map(type, map(_target, chain(self.translated, self.imminent))))
         return self.kept.union(map(_FAMILIES.__getitem__, kinds), (route.family for route in self.routes))
 
     @cached_property
@@ -341,20 +311,20 @@ class Desired:
     @cached_property
     def owners(self) -> frozenset[Owner]:
         """Those who have an exposure."""
-        domains = set(map(attrgetter("domain"), chain(self.forwards, self.nats)))
+        domains = set(map(attrgetter("domain"), self.translated))
         return frozenset(map(Owner, domains)).union(route.owner for route in self.routes)
 
     @cached_property
     def bridge_ports(self) -> frozenset[tuple[Family, str]]:
         """The bridge ports of the guests that are reached by translation, each with the family it is reached in."""
-        plugged: Collection[Forward | Nat] = [*self.forwards, *self.nats]
+        plugged = self.translated
         ports = set(zip(map(type, map(_target, plugged)), map(attrgetter("bridge_port"), plugged), strict=True))
         return frozenset((_FAMILIES[kind], port) for kind, port in ports if port is not None)
 
     @cached_property
     def bridges(self) -> frozenset[tuple[Family, str]]:
         """The bridges of guests and networks, each with the family its packets are forwarded in."""
-        plugged: Collection[Forward | Nat] = [*self.forwards, *self.nats]
+        plugged = self.translated
         found = set(zip(map(type, map(_target, plugged)), map(attrgetter("bridge"), plugged), strict=True))
         of_guests = frozenset((_FAMILIES[kind], bridge) for kind, bridge in found if bridge is not None)
         return of_guests.union((route.family, route.bridge) for route in self.routes)

@@ -4,16 +4,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from fwdaemon.core.text import shown
 
-# The words the whole program shares: addresses, families, protocols, ports.
-#
-# Nothing here knows of configuration, libvirt or the kernel.
 Address: TypeAlias = IPv4Address | IPv6Address
 Subnet: TypeAlias = IPv4Network | IPv6Network
 
@@ -378,3 +375,24 @@ class Stamp(NamedTuple):
 
     value: object
     certain: bool
+
+
+class ConnectionLog(NamedTuple):
+    """That connections are logged, with so many leading bits of their clients' addresses."""
+
+    ipv4: int = 32
+    ipv6: int = 128
+
+    def cut(self, client: Address) -> Address | Subnet:
+        """Give what is logged of a client's address."""
+        length = self.ipv4 if Family.of(client) is Family.IPV4 else self.ipv6
+        return client if length == client.max_prefixlen else ip_network((int(client), length), strict=False)
+
+
+FlowKey: TypeAlias = tuple[object, ...]
+"""What is looked up to find who may carry a connection: of a guest with ports or its public address, or of a subnet."""
+
+
+def subnet_key(address: Address, length: int) -> FlowKey:
+    """Give the key of a subnet with a prefix of that length, by any address in it."""
+    return Family.of(address), length, int(address) >> (address.max_prefixlen - length)

@@ -13,7 +13,7 @@ from ipaddress import ip_network
 from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
-from fwdaemon.core.exposures import Exposure, Forward, Nat
+from fwdaemon.core.exposures import Exposure, Forward, Nat, Translated
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, label
 from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet, collapse, show_endpoint
@@ -87,7 +87,7 @@ def left_by_host(family: Family, desired: Desired) -> Iterator[Serving]:
 class Lead(NamedTuple):
     """What takes packets, to a destination; where it is no exposure's, all that it matches is sent back."""
 
-    exposure: Forward | Nat | None
+    exposure: Translated | None
     header: str
     ports: PortRange | None = None
     rest: str = ""
@@ -294,7 +294,7 @@ def _ways_back(own_addresses: Iterable[Nat], subnets: Iterable[Subnet]) -> Itera
     yield from ((subnet, "MASQUERADE", None) for subnet in subnets)
 
 
-def _hidden(exposure: Forward | Nat, ways: Iterable[_Way]) -> Iterator[Serving]:
+def _hidden(exposure: Translated, ways: Iterable[_Way]) -> Iterator[Serving]:
     """Hide the clients of a masquerading forward; of what goes before one, those alone that are hidden anyway."""
     name = label(exposure.domain)
     if exposure.masquerade:
@@ -305,7 +305,7 @@ def _hidden(exposure: Forward | Nat, ways: Iterable[_Way]) -> Iterator[Serving]:
     yield from ((exposure, Rule.of(match, "RETURN", name)) for match in _asked(exposure))
 
 
-def _asked(exposure: Forward | Nat, within: Subnet | None = None) -> Iterator[str]:
+def _asked(exposure: Translated, within: Subnet | None = None) -> Iterator[str]:
     """Write the matches of an exposure's connections, of all or of clients in one subnet, by their own first end."""
     if isinstance(exposure, Nat):
         source = "" if within is None else f"-s {within} "

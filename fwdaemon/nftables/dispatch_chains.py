@@ -14,7 +14,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final, TypeAlias
 
-from fwdaemon.core.exposures import Exposure, Forward, Nat, Renaming, Route
+from fwdaemon.core.exposures import Exposure, Forward, Nat, Renaming, Route, Translated
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Address, Family, PortRange, Subnet, collapse
@@ -39,13 +39,13 @@ def chains(family: Family, desired: Desired) -> Iterator[tuple[Address, tuple[Ru
         yield target, tuple(_rules(exposures)), exposures
 
 
-def _rules(exposures: Iterable[Forward | Nat]) -> Iterator[Rule]:
+def _rules(exposures: Iterable[Translated]) -> Iterator[Rule]:
     for exposure in exposures:
         verdict = "masquerade" if exposure.masquerade else "return"
         yield Rule.of(f"{_asked(exposure)} {verdict}", label(exposure.domain))
 
 
-def _asked(exposure: Forward | Nat) -> str:
+def _asked(exposure: Translated) -> str:
     """Write what distinguishes an exposure's connections from others to the same guest."""
     ip = exposure.family.word
     if isinstance(exposure, Nat):
@@ -114,6 +114,11 @@ _AS: Final = "as"
 # in one, so it has a map of its own.
 ENTERING = "entering"
 LEAVING = "leaving"
+
+# The maps in which a packet is looked up that no forward takes, by the public address that it goes to; and those that
+# what needs no translation passes, each with the end that is looked up. A subnet is a key only in the latter.
+TO_PUBLIC: Final = (ONE_TO_ONE,)
+PASSING: Final = {ENTERING: "daddr", LEAVING: "saddr"}
 
 # The map of subnets of guests and of the host's links: what has a source there, and came in elsewhere, is none of ours.
 HOMES = "homes"

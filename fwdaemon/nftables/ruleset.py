@@ -22,21 +22,20 @@ from fwdaemon.core.types import Family, Protocol, collapse
 from fwdaemon.nftables.admission import Terms, admission_chains, admission_sets, barring, kept_from_forgers, terms
 from fwdaemon.nftables.dispatch_chains import (
     CLOSED,
-    ENTERING,
     EVERY_ADDRESS,
     HOMES,
     INSIDE,
     LASTING,
-    LEAVING,
     LEAVING_AS,
     MASQUERADED,
     NEWCOMERS,
     ONE_ADDRESS,
-    ONE_TO_ONE,
     ONE_TO_ONE_LEAVING,
+    PASSING,
     PLAIN,
     STRANGERS,
     TARGETS,
+    TO_PUBLIC,
     UPLINKS,
     DispatchChain,
     MapKey,
@@ -202,7 +201,7 @@ def _dispatch(family: Family) -> tuple[Rule, ...]:
     anywhere = f"{ip} daddr != {{ {_NOT_ANYWHERE[family]} }} fib daddr type local "
     lookups = [f"{asked(family, name)} vmap @{name}" for name in ONE_ADDRESS]
     lookups += [f"{anywhere}{asked(family, name)} vmap @{name}" for name in EVERY_ADDRESS]
-    lookups.append(f"{ip} daddr vmap @{ONE_TO_ONE}")
+    lookups += [f"{ip} daddr vmap @{name}" for name in TO_PUBLIC]
     return tuple(Rule.of(lookup, "all") for lookup in lookups)
 
 
@@ -319,8 +318,7 @@ def _passage(family: Family, kept: Iterable[str]) -> tuple[Rule, ...]:
         *(f"{as_host.removesuffix('accept')}{match} drop" for match in kept),
         as_host,
         f"{ip} saddr vmap @{HOMES}",
-        f"{ip} daddr vmap @{ENTERING}",
-        f"{ip} saddr vmap @{LEAVING}",
+        *(f"{ip} {end} vmap @{name}" for name, end in PASSING.items()),
     )
     return tuple(Rule.of(f"ct state new {lookup}", "all") for lookup in lookups)
 
@@ -331,8 +329,8 @@ def _passage(family: Family, kept: Iterable[str]) -> tuple[Rule, ...]:
 def _map_types(family: Family) -> dict[str, SetType]:
     address = _ADDRESS_TYPES[family]
     keys = dict.fromkeys(ONE_ADDRESS, f"{address} . {_PORT_TYPE}") | dict.fromkeys(EVERY_ADDRESS, _PORT_TYPE)
-    subnets = ENTERING, LEAVING, HOMES
-    keys |= dict.fromkeys((ONE_TO_ONE, ONE_TO_ONE_LEAVING, LEAVING_AS, *subnets, MASQUERADED), address)
+    subnets = *PASSING, HOMES
+    keys |= dict.fromkeys((*TO_PUBLIC, ONE_TO_ONE_LEAVING, LEAVING_AS, *subnets, MASQUERADED), address)
     intervals = (ONE_ADDRESS[1], EVERY_ADDRESS[1], *subnets)
     targets = {TARGETS[name]: SetType(keys[name], f"{address} . inet_service", counter=True) for name in TARGETS}
     lasting = {LASTING[name]: SetType(keys[name], interval=name in intervals, lasting=True) for name in LASTING}

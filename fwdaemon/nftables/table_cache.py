@@ -22,8 +22,8 @@ from fwdaemon.nftables.dispatch_chains import (
     EVERY_ADDRESS,
     LEAVING_AS,
     ONE_ADDRESS,
-    ONE_TO_ONE,
     TARGETS,
+    TO_PUBLIC,
     DispatchChain,
     MapKey,
     MapKeys,
@@ -172,7 +172,7 @@ def _by_family(forwards: Iterable[Forward]) -> defaultdict[Family, list[Forward]
 Counter: TypeAlias = tuple[str, str, str]
 """The family of a table, and a chain and a rule's comment, or a map and an element's key."""
 
-_TRANSLATING = {*ONE_ADDRESS, *EVERY_ADDRESS, ONE_TO_ONE, LEAVING_AS}
+_TRANSLATING = {*ONE_ADDRESS, *EVERY_ADDRESS, *TO_PUBLIC, LEAVING_AS}
 _BLOCK = re.compile(r"\t(?:chain|map) (\S+) \{")
 _RULE = re.compile(r'\bcounter packets (\d+) bytes \d+ .*comment "([^"]*)"$')
 _LIMITING = re.compile(r"^\tset (?:rate|open)\.(?P<name>[0-9a-f]+) \{\n(?P<text>.*?)^\t\}", re.MULTILINE | re.DOTALL)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from operator import attrgetter
 
-from fwdaemon.core.admission import Gatekeeper
-from fwdaemon.core.exposures import Claim, Exposure, Forward, Nat, Renaming, Route
+from fwdaemon.core.admission import Gatekeeper, lets_in
+from fwdaemon.core.exposures import Claim, Exposure, Renaming
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Address, Family, Protocol, Subnet
+from fwdaemon.core.types import Address, Family, FlowKey, Protocol, Subnet, subnet_key
 from fwdaemon.resolve.segments import homes, outside, routed_outside
 
 _bound = attrgetter("interface")
@@ -52,25 +52,14 @@ class Carriers:
     """Finds the live exposure that carries a flow, in a time that does not grow with the number of exposures."""
 
     def __init__(self, live: Iterable[Exposure]) -> None:
-        self._exact: defaultdict[tuple[Protocol, Address, int, int], list[Forward]] = defaultdict(list)
-        self._ranges: defaultdict[tuple[Protocol, Address], list[Forward]] = defaultdict(list)
-        self._nats: dict[tuple[Address, Address], Nat] = {}
-        self._prefixes: defaultdict[tuple[Family, int], dict[int, Route]] = defaultdict(dict)
+        self._by_key: defaultdict[FlowKey, list[Exposure]] = defaultdict(list)
+        self._lengths: dict[tuple[Family, int], None] = {}
+        self._renames = False
         for exposure in live:
-            self._add(exposure)
-
-    def _add(self, exposure: Exposure) -> None:
-        match exposure:
-            case Nat():
-                self._nats[exposure.target, exposure.public] = exposure
-            case Route(subnet=subnet):
-                shift = subnet.max_prefixlen - subnet.prefixlen
-                self._prefixes[exposure.family, shift][int(subnet.network_address) >> shift] = exposure
-            case Forward() if exposure.ports.width == 1:
-                ports = exposure.ports.first, exposure.target_ports.first
-                self._exact[exposure.protocol, exposure.target, *ports].append(exposure)
-            case Forward():
-                self._ranges[exposure.protocol, exposure.target].append(exposure)
+            self._by_key[exposure.flow_key].append(exposure)
+            if exposure.subnet is not None:
+                self._lengths[exposure.family, exposure.subnet.prefixlen] = None
+            self._renames |= exposure.renaming is not None
 
     def carrier(self, flow: Flow) -> Exposure | None:
         """Give the live exposure that sends the flow's packets where they go, or lets its guest send them."""
@@ -78,41 +67,41 @@ class Carriers:
 
     def carriers(self, flow: Flow) -> Iterator[Exposure]:
         """Give all that may be it: which one a packet takes depends on the interface that it comes in by."""
-        outward = None if flow.translated else self._leads_out(flow) or self.routed(flow.destination)
-        found = self._is_to_public(flow) if flow.translated else outward
-        if found is not None:
-            yield found
-        if flow.translated and flow.protocol is not None:
-            exact = self._exact.get((flow.protocol, flow.server, flow.destination_port, flow.server_port), [])
-            ranges = self._ranges.get((flow.protocol, flow.server), [])
-            yield from (forward for forward in (*exact, *ranges) if _carries(forward, flow))
+        if not flow.translated:
+            outward = self._leads_out(flow) or self.routed(flow.destination)
+            yield from () if outward is None else (outward,)
+            return
+        sent = flow.source, flow.destination, flow.destination_port, flow.server_port
+        for key in self._keys(flow):
+            yield from (found for found in self._by_key.get(key, ()) if found.carries(*sent))
+
+    def _keys(self, flow: Flow) -> Iterator[FlowKey]:
+        """Give what may have led a flow to its guest: a public address, one port, or several."""
+        if self._renames and flow.destination_port == flow.server_port:
+            yield flow.server, flow.destination
+        if flow.protocol is not None:
+            yield flow.protocol, flow.server, flow.destination_port, flow.server_port
+            yield flow.protocol, flow.server
 
     def leaves(self, flow: Flow) -> bool:
         """Whether a guest of one of them opened it to somewhere else than to a routed guest."""
         away = not flow.translated and self.routed(flow.destination) is None
         return away and self._leads_out(flow) is not None
 
-    def _is_to_public(self, flow: Flow) -> Nat | None:
-        may_be = self._nats and flow.destination_port == flow.server_port
-        return self._nats.get((flow.server, flow.destination)) if may_be else None
-
     def _leads_out(self, flow: Flow) -> Exposure | None:
         """A guest opened it, under its public address or from a routed one."""
-        return self._nats.get((flow.source, flow.client)) or self.routed(flow.source)
+        renamed = self._by_key.get((flow.source, flow.client)) if self._renames else None
+        return renamed[0] if renamed else self.routed(flow.source)
 
-    def routed(self, address: Address) -> Route | None:
+    def routed(self, address: Address) -> Exposure | None:
         """Give the live route to an address."""
-        found = (
-            networks.get(int(address) >> shift)
-            for (family, shift), networks in self._prefixes.items()
-            if family is Family.of(address)
-        )
-        return next((route for route in found if route is not None), None)
+        keys = (subnet_key(address, length) for family, length in self._lengths if family is Family.of(address))
+        return next((self._by_key[key][0] for key in keys if key in self._by_key), None)
 
 
 def renamings(exposures: Iterable[Exposure]) -> frozenset[Renaming]:
     """Give by what the connections are known that 1:1 guests among these open."""
-    return frozenset(exposure.renaming for exposure in exposures if isinstance(exposure, Nat))
+    return frozenset(exposure.renaming for exposure in exposures if exposure.renaming is not None)
 
 
 class Judge:
@@ -299,20 +288,7 @@ def is_resumed(flow: Flow, taken_over: Collection[Address]) -> bool:
 
 def _takes(claim: Claim, flow: Flow, local: Collection[Address]) -> bool:
     meant = claim.subnet is None and claim.takes(flow.protocol, flow.destination, flow.destination_port)
-    return meant and _admits(claim, flow) and (claim.address is not None or flow.destination in local)
-
-
-def _carries(forward: Forward, flow: Flow) -> bool:
-    return (
-        forward.listen in {None, flow.destination}
-        and flow.destination_port in forward.ports
-        and flow.server_port == flow.destination_port + forward.shift
-        and _admits(forward, flow)
-    )
-
-
-def _admits(asked: Forward | Claim, flow: Flow) -> bool:
-    return not asked.sources or any(flow.source in subnet for subnet in asked.sources)
+    return meant and lets_in(claim.sources, flow.source) and (claim.address is not None or flow.destination in local)
 
 
 # What guests are refused for a while, once their connections were ended. One that stands for a whole port is enough

@@ -8,7 +8,7 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import TypeAlias
 
-from fwdaemon.core.exposures import Forward, Nat, Route
+from fwdaemon.core.exposures import Forward, Route, Translated
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet
@@ -116,7 +116,7 @@ def _lies_in(part: Subnet, whole: Subnet) -> bool:
 # What decides whether a guest sees the client's own address, in the order in which it is asked. Pure.
 
 
-def in_order(family: Family, desired: Desired) -> Iterator[tuple[Address, tuple[Forward | Nat, ...]]]:
+def in_order(family: Family, desired: Desired) -> Iterator[tuple[Address, tuple[Translated, ...]]]:
     """Give each guest with masquerading forwards, and these together with what goes before one of them.
 
     A forward on one address goes before one on every address, and may not masquerade. So does a 1:1 NAT of an address

@@ -74,7 +74,7 @@ class Grace:
             for exposure, stopped_at in self._stops.items()
             if stop.at < stopped_at.at + self._seconds and not _is_taken(exposure, taken)
         ]
-        others: Collection[Exposure] = [*desired.forwards, *desired.nats] if held else ()
+        others: Collection[Exposure] = desired.translated if held else ()
         held = [exposure for exposure in held if not any(_is_claimed(exposure, other) for other in others)]
         return desired.having(held) if held else desired
 

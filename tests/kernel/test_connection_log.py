@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from fwdaemon.audit.throttle import Ration
-from fwdaemon.core.exposures import ConnectionLog as Cut
 from fwdaemon.core.exposures import Forward
 from fwdaemon.core.state import Desired
+from fwdaemon.core.types import ConnectionLog as Cut
 from fwdaemon.kernel import conntrack
 from fwdaemon.netfilter import Backend
 from fwdaemon.resolve.flows import Judge

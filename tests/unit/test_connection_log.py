@@ -11,9 +11,9 @@ import pytest
 from fwdaemon.audit import throttle
 from fwdaemon.audit.throttle import LoggedConnection, Ration
 from fwdaemon.config import parse
-from fwdaemon.core.exposures import ConnectionLog as Cut
 from fwdaemon.core.exposures import Forward
 from fwdaemon.core.state import Desired
+from fwdaemon.core.types import ConnectionLog as Cut
 from fwdaemon.core.types import Protocol
 from fwdaemon.errors import ConfigError
 from fwdaemon.kernel.conntrack_listing import Event, EventKind, read_event
