@@ -1,6 +1,8 @@
 """The JSON schema for editors agrees with the parser wherever a schema can say it."""
 
 import json
+import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,13 +12,15 @@ from jsonschema import Draft202012Validator
 
 import fwdaemon.config
 from fwdaemon.config import exposures, sections, sets
-from fwdaemon.config.model import DaemonSettings
+from fwdaemon.config.model import BackendChoice, DaemonSettings, OnStop
+from fwdaemon.core.types import OnPartition
 from tests.unit.test_config_support import forward as entry
 from tests.unit.test_config_support import nat as nat_entry
 from tests.unit.test_config_support import problems_of
 from tests.unit.test_config_support import route as route_entry
 
-SCHEMA: Final[dict[str, Any]] = json.loads((Path(fwdaemon.config.__file__).parent / "schema.json").read_text())
+SCHEMA_FILE: Final = Path(fwdaemon.config.__file__).parent / "schema.json"
+SCHEMA: Final[dict[str, Any]] = json.loads(SCHEMA_FILE.read_text())
 VALIDATOR: Final = Draft202012Validator(SCHEMA)
 DEFAULT: Final = Path(__file__).parents[2] / "etc" / "portfwd.toml"
 
@@ -48,6 +52,21 @@ def test_knows_the_same_keys_and_describes_each() -> None:
         described = SCHEMA["$defs"][name]["properties"]
         assert sorted(described) == sorted(keys)
         assert all(item["description"] for item in described.values())
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "choices"),
+    [("daemon", "backend", BackendChoice), ("daemon", "on_stop", OnStop), ("fleet", "on_partition", OnPartition)],
+)
+def test_knows_the_choices_of_the_code(
+    request: pytest.FixtureRequest, table: str, key: str, choices: type[StrEnum]
+) -> None:
+    """`--refresh-golden` writes them anew."""
+    if request.config.getoption("refresh_golden"):
+        text, written = SCHEMA_FILE.read_text(), json.dumps([*choices])
+        SCHEMA_FILE.write_text(re.sub(rf'("{key}": {{[^}}]*"enum": )\[[^]]*]', rf"\g<1>{written}", text))
+    known = json.loads(SCHEMA_FILE.read_text())["$defs"][table]["properties"][key]
+    assert known["enum"] == [*choices]
 
 
 SET: Final = '\n[[set]]\nname = "office"\naddresses = ["203.0.113.0/24"]'
