@@ -6,7 +6,7 @@ They share one base, so that the command line can turn each into one line on sta
 import errno
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 _NO_LABELS = (
     "our connections need a label: load the kernel's module xt_connlabel, or boot a kernel that has"
@@ -73,12 +73,43 @@ def label_remedy(said: str) -> str:
     return f"; {_NO_LABELS}" if missing else ""
 
 
+class Place(Protocol):
+    """A place of the configuration, as text a user can find it by."""
+
+    @property
+    def file(self) -> Path:
+        """Which file it is in."""
+        ...
+
+    @property
+    def line(self) -> int:
+        """On which line, counted from 1."""
+        ...
+
+
+class Clash(NamedTuple):
+    """That something is claimed at another place too: that place, and the words before and after it."""
+
+    before: str
+    other: Place
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.before} {self.other} {self.after}"
+
+
 class Problem(NamedTuple):
-    """One thing wrong at one place of the configuration, with what to write instead."""
+    """One thing wrong at one place of the configuration, with what to write instead; `clash` says it as data."""
 
     file: Path
     line: int
     text: str
+    clash: Clash | None = None
+
+    @classmethod
+    def of(cls, at: Place, clash: Clash) -> "Problem":
+        """Say that what is claimed there is claimed at another place."""
+        return cls(at.file, at.line, str(clash), clash)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.text}"

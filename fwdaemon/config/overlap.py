@@ -14,7 +14,7 @@ from fwdaemon.config.ports import PortSpec
 from fwdaemon.core.admission import Admission
 from fwdaemon.core.text import quote
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, show_endpoint
-from fwdaemon.errors import Problem
+from fwdaemon.errors import Clash, Problem
 
 # Entries that claim the same, as problems: how many of them are reported.
 MOST_CONFLICTS: Final = 100
@@ -25,7 +25,7 @@ def cut_short(conflicts: Iterable[Problem]) -> list[Problem]:
     problems = list(islice(conflicts, MOST_CONFLICTS + 1))
     if len(problems) > MOST_CONFLICTS:
         text = f"there are more than {MOST_CONFLICTS} conflicts; fix those listed, and the others will be shown"
-        problems[-1] = problems[-2]._replace(text=text)
+        problems[-1] = problems[-2]._replace(text=text, clash=None)
     return problems
 
 
@@ -310,13 +310,9 @@ def _describe(earlier: _Claim, later: _Claim) -> Problem:
     mine, its = later.mapping.host, earlier.mapping.host
     shared = PortRange(max(mine.first, its.first), min(mine.last, its.last))
     what = f"{show_endpoint(later.place[0], shared)}/{later.mapping.protocol}"
-    origin = later.mapping.origin
-    return Problem(
-        origin.file,
-        origin.line,
-        f"domain {quote(later.entry.domain)}: {what} is already claimed at {earlier.mapping.origin}"
-        f" for domain {quote(earlier.entry.domain)}; {_remedy(earlier, later)}",
-    )
+    before = f"domain {quote(later.entry.domain)}: {what} is already claimed at"
+    after = f"for domain {quote(earlier.entry.domain)}; {_remedy(earlier, later)}"
+    return Problem.of(later.mapping.origin, Clash(before, earlier.mapping.origin, after))
 
 
 def _remedy(earlier: _Claim, later: _Claim) -> str:
@@ -390,9 +386,6 @@ def _public_find_pairs(claims: Iterable[_PublicClaim]) -> Iterator[_PublicPair]:
 def _public_describe(earlier: _PublicClaim, later: _PublicClaim) -> Problem:
     relation = show_relation(later.subnet, earlier.subnet)
     what = f"{later} is" if relation == "is" else f"{later} {relation} {earlier}, which is"
-    return Problem(
-        later.origin.file,
-        later.origin.line,
-        f"{later.owner}: {what} already claimed at {earlier.origin} for {earlier.owner};"
-        " an address leads to one guest or network only, so take it out of one of the two",
-    )
+    remedy = "an address leads to one guest or network only, so take it out of one of the two"
+    clash = Clash(f"{later.owner}: {what} already claimed at", earlier.origin, f"for {earlier.owner}; {remedy}")
+    return Problem.of(later.origin, clash)

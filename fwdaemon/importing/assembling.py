@@ -3,7 +3,6 @@
 The text is checked as the daemon would check it. What conflicts with an earlier entry is commented out, and says why.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -140,10 +139,8 @@ def _value(value: str | tuple[str, ...]) -> str:
     return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08X}" for letter in text)
 
 
-# What the text is called while it is checked. No message has the character otherwise, whatever names are in it, so the
-# places in the text can be given as those they come from.
-_FILE: Final = Path("\0")
-_PLACE: Final = re.compile(r"\0:(\d+)")
+# What the text is called while it is checked.
+_FILE: Final = Path("portfwd.toml")
 _UNKNOWN: Final = "?"
 _NOWHERE: Final = Origin(Path(), 0)
 
@@ -286,16 +283,14 @@ def _check(lines: Iterable[Line]) -> tuple[Problem, ...]:
 
 def _blamed(lines: Sequence[Line], problems: Iterable[Problem]) -> Iterator[tuple[Exposure, str]]:
     """Yield the exposures on the lines of the problems, with the reason, but for those against one that goes."""
-
-    def origin(match: re.Match[str]) -> str:
-        return str(lines[int(match[1]) - 1].exposures[0].origin)
-
     gone: set[Exposure] = set()
     for problem in sorted(problems, key=lambda problem: problem.line):
-        others = {exposure for place in _PLACE.findall(problem.text) for exposure in lines[int(place) - 1].exposures}
-        if not others & gone:
-            gone.update(lines[problem.line - 1].exposures)
-            yield from ((exposure, _PLACE.sub(origin, problem.text)) for exposure in lines[problem.line - 1].exposures)
+        blamed, clash = lines[problem.line - 1].exposures, problem.clash
+        others = lines[clash.other.line - 1].exposures if clash is not None else ()
+        if gone.isdisjoint(others):
+            gone.update(blamed)
+            text = str(clash._replace(other=others[0].origin)) if clash is not None else problem.text
+            yield from ((exposure, text) for exposure in blamed)
 
 
 def _warnings(files: Iterable[Findings], exposures: Iterable[Exposure]) -> Iterator[Problem]:

@@ -30,7 +30,6 @@ READERS: Final = {
     "nftables/generation.py": "what nft says of a script",
     "nftables/guest_paths.py": "iptables -S",
     "importing/firewalld_zones.py": "firewall-cmd --list-all",
-    "importing/assembling.py": "the places in what is said of a text that the import made: they become those it read",
     "importing/hooks_json.py": "what json5 says of a text",
     "importing/iptables_save.py": "remarks of iptables-save",
     "legacy/library.py": "what python-iptables says of a rule",
