@@ -167,7 +167,9 @@ _REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
         + (f"answered from {reason.detail}" if reason.detail else "does not answer")
     ),
     ReasonKind.ADDRESSES_LOST: lambda _: "more changes of addresses than could be followed",
-    ReasonKind.ROUTE: lambda reason: f"interface {shown(reason.subject)} {reason.detail}",
+    ReasonKind.ROUTE: lambda reason: (
+        f"interface {shown(reason.subject)} {'lost a route' if reason.detail == 'lost' else 'has a route now'}"
+    ),
     ReasonKind.ROUTES_LOST: lambda _: "more changes of routes than could be followed",
     ReasonKind.ADDRESS_PUT_BACK: lambda _: "an address that was taken over was put back",
     ReasonKind.LEASES: lambda reason: f"DHCP leases on {shown(reason.subject)} changed",
@@ -274,7 +276,8 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
     HindranceKind.NOT_OWN: lambda found: f"{found.address} is no address that this guest is known to have",
     HindranceKind.NO_CLAIM: lambda found: f"etcd has not given {found.address} to this host",
     HindranceKind.CLAIMED_BY_HOST: lambda found: (
-        f"host {_names(found)} has {found.address}; it comes here once that host gives it back"
+        f"{f'host {_names(found)}' if any(found.names) else 'an unknown host'} has {found.address};"
+        " it comes here once that host gives it back"
     ),
     HindranceKind.NOT_REMOVED: lambda found: f"it is to be removed; the last pass failed: {printable(found.names[0])}",
     HindranceKind.MISREAD: lambda found: "; ".join(map(printable, found.names)),

@@ -71,12 +71,12 @@ class Holder:
 
     @classmethod
     def read(cls, value: bytes) -> "Holder":
-        """Read that; what cannot be read is another host."""
+        """Read that; what cannot be read is another host, without a name."""
         try:
             found = json.loads(value)
             return cls(str(found["host"]), str(found["run"]))
         except STRANGE:
-            return cls("an unknown host", "")
+            return cls("", "")
 
 
 def claim_key(prefix: str, address: Address) -> bytes:

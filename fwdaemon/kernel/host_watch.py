@@ -202,11 +202,11 @@ class NetlinkWatch:
 
 
 def _written(packed: bytes) -> str:
-    """Write an address of 4 or 16 bytes."""
+    """Write an address of 4 or 16 bytes; of any other number, these."""
     try:
         return str(ip_address(packed))
     except ValueError:
-        return "of an unknown kind"
+        return packed.hex()
 
 
 # Routes of ours that others change, and links that they take up or down: the kernel says nothing of IPv4 routes that go
@@ -342,10 +342,10 @@ class UplinkChanges:
         for way in ways_of(message.body):
             if message.kind == _NEW_ROUTE and way not in self._known:
                 self._known.add(way)
-                yield self._reason(way, "has a route now")
+                yield self._reason(way, "gained")
             elif message.kind == _DELETED_ROUTE and self._is_worth_a_pass(message, now):
                 self._known.discard(way)
-                yield self._reason(way, "lost a route")
+                yield self._reason(way, "lost")
 
     def _reason(self, way: Way, detail: str) -> Reason:
         return Reason(ReasonKind.ROUTE, interface_name(way.index), detail, self._by_guest)

@@ -95,7 +95,7 @@ def _processes_of(inodes: set[int]) -> dict[int, str]:
     found: dict[int, str] = {}
     for pid in sorted(_pids(), key=lambda pid: (pid == _INIT, pid)):
         for inode in _sockets_of(pid) & (inodes - found.keys()):
-            found[inode] = f"{_comm(pid)} (pid {pid})"
+            found[inode] = _named(pid)
         if len(found) == len(inodes):
             break
     return found
@@ -121,11 +121,12 @@ def _link(path: str) -> str:
         return ""
 
 
-def _comm(pid: int) -> str:
+def _named(pid: int) -> str:
     try:
-        return (_PROC / str(pid) / "comm").read_text(errors="backslashreplace").rstrip("\n")
-    except OSError:
-        return "a process that has gone"
+        comm = (_PROC / str(pid) / "comm").read_text(errors="backslashreplace").rstrip("\n")
+    except OSError:  # it has gone
+        return f"pid {pid}"
+    return f"{comm} (pid {pid})"
 
 
 # --- units -----------------------------------------------------------------------------------------------------------

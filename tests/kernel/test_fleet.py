@@ -220,7 +220,11 @@ def test_a_claim_that_etcd_has_lost_is_made_again(nodes: Nodes, store: Etcd) -> 
 def test_a_claim_of_another_is_never_overwritten(nodes: Nodes, store: Etcd) -> None:
     store.ctl("put", claim_key(PREFIX, PUBLIC).decode(), "not ours")
     node = nodes("one")
-    wait_until(lambda: "an unknown host" in str(node.fleet.claims.gate(WANTED).waiting), "it is told who has it")
+
+    def names() -> list[tuple[str, ...]]:
+        return [item.reason.names for item in node.fleet.claims.gate(WANTED).waiting]
+
+    wait_until(lambda: names() == [("",)], "it is told that another has it")
     assert store.ctl("get", "--print-value-only", claim_key(PREFIX, PUBLIC).decode()) == "not ours\n"
 
 
