@@ -132,11 +132,13 @@ def _parser() -> argparse.ArgumentParser:
                 "--from",
                 dest="source",
                 metavar="SOURCE",
-                help="the client's address, or a domain; default: one outside",
+                help="the client's address or network, or a domain; default: a client outside the host",
             )
             command.add_argument("--json", action="store_true", help="print JSON")
         if name == "import":
-            command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="to convert; - is standard input")
+            command.add_argument(
+                "files", nargs="+", type=Path, metavar="FILE", help="files to convert; - is standard input"
+            )
         if name == "status":
             command.add_argument("--json", action="store_true", help="print JSON")
             command.add_argument("--watch", action="store_true", help="show it again each time it changes")
@@ -146,14 +148,18 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--port-only", action="store_true", help="print the number of one port alone")
             command.add_argument("domain", metavar="DOMAIN", help="libvirt name of the domain")
             command.add_argument(
-                "guest", nargs="?", type=_guest_port, metavar="PORT[/PROTOCOL]", help="of the guest; default: all"
+                "guest",
+                nargs="?",
+                type=_guest_port,
+                metavar="PORT[/PROTOCOL]",
+                help="a port of the guest; default: all",
             )
         if name == "fleet":
             _add_fleet(command)
         _add_changing(name, command)
         if name == "check":
             command.add_argument(
-                "file", nargs="?", type=Path, metavar="FILE", help="instead of the file named by --config"
+                "file", nargs="?", type=Path, metavar="FILE", help="a file to check instead of that of --config"
             )
     return parser
 
@@ -196,5 +202,5 @@ def _add_changing(name: str, command: argparse.ArgumentParser) -> None:
             action="append",
             default=[],
             metavar="SOURCE",
-            help="an address or network that may connect; may be given again; default: all",
+            help="an address, a network or set:NAME that may connect; may be given again; default: anyone",
         )
