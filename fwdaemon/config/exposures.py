@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.config.addresses import EveryAddressError, parse_listen, parse_public, parse_routed
 from fwdaemon.config.model import (
@@ -14,7 +14,6 @@ from fwdaemon.config.model import (
     AutoMapping,
     Entry,
     ForwardEntry,
-    GuestEntry,
     NatEntry,
     PortMapping,
     RouteEntry,
@@ -341,9 +340,12 @@ def read_allow(node: Node) -> tuple[AllowEntry, ...]:
     return (entry,) if len(node.document.problems) == before else ()
 
 
-GUEST_READERS: Final[Mapping[str, Callable[[Node], tuple[GuestEntry, ...]]]] = {
+AskedEntry: TypeAlias = ForwardEntry | NatEntry
+"""What a guest may ask for in its metadata."""
+
+ASKED_READERS: Final[Mapping[str, Callable[[Node], tuple[AskedEntry, ...]]]] = {
     "forward": _read_forward,
     "nat": _read_nat,
 }
-READERS: Final[Mapping[str, Callable[[Node], tuple[Entry, ...]]]] = {**GUEST_READERS, "route": _read_routes}
+READERS: Final[Mapping[str, Callable[[Node], tuple[Entry, ...]]]] = {**ASKED_READERS, "route": _read_routes}
 """What reads one entry of each table, giving those that are fit to be compared with others."""

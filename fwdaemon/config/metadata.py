@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final, TypeAlias
 from uuid import UUID
 
-from fwdaemon.config.exposures import GUEST_READERS
+from fwdaemon.config.exposures import ASKED_READERS, AskedEntry
 from fwdaemon.config.lines import KeyPath, LineIndex
-from fwdaemon.config.model import AllowEntry, ForwardEntry, GuestEntry, NatEntry
+from fwdaemon.config.model import AllowEntry, ForwardEntry, NatEntry
 from fwdaemon.config.node import Document, Node
 from fwdaemon.config.sets import unknown_set
 from fwdaemon.core.inventory import Element, Metadata
@@ -47,7 +47,7 @@ class Reading:
     """The result of reading one element: its entries, or what is wrong with it."""
 
     origin: Origin
-    entries: tuple[GuestEntry, ...] = ()
+    entries: tuple[AskedEntry, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -89,7 +89,7 @@ def read_opening(
     if sources:
         values["sources"] = list(sources)
     node = Node(values, ("forward", 0), document)
-    entries = [entry for entry in GUEST_READERS["forward"](node) if isinstance(entry, ForwardEntry)]
+    entries = [entry for entry in ASKED_READERS["forward"](node) if isinstance(entry, ForwardEntry)]
     if not problems and any(entry.is_pattern for entry in entries):
         node.refuse(f"{quote(domain)} is a pattern, and one domain is to be named; write its name or UUID")
     if problems:
@@ -120,11 +120,11 @@ def _readings(metadata: Metadata, name: str, uuid: UUID, sets: Collection[str]) 
         yield Reading(origin, () if problems else entries, tuple(problem.text for problem in problems))
 
 
-def _claims(entry: GuestEntry) -> int:
+def _claims(entry: AskedEntry) -> int:
     return entry.number * max(1, len(entry.listen)) if isinstance(entry, ForwardEntry) else 1
 
 
-def _read(element: Element, number: int, uuid: UUID, document: Document) -> tuple[GuestEntry, ...]:
+def _read(element: Element, number: int, uuid: UUID, document: Document) -> tuple[AskedEntry, ...]:
     if element.name not in ATTRIBUTES:
         _refuse_element(element, document)
         return ()
@@ -136,7 +136,7 @@ def _read(element: Element, number: int, uuid: UUID, document: Document) -> tupl
     for key in strange:
         Node(values[key], (*node.path, key), document).refuse_key(_about_strange(element, key))
         del values[key]
-    return () if strange else GUEST_READERS[element.name](_with_domain(node, uuid))
+    return () if strange else ASKED_READERS[element.name](_with_domain(node, uuid))
 
 
 def _with_domain(node: Node, uuid: UUID) -> Node:
@@ -176,7 +176,7 @@ Lack: TypeAlias = tuple[str, str]
 """A key of an `[[allow]]`, and what it does not cover."""
 
 
-def lacks(entry: GuestEntry, allow: AllowEntry, local: Collection[Address], pool: PortRange | None) -> Iterator[Lack]:
+def lacks(entry: AskedEntry, allow: AllowEntry, local: Collection[Address], pool: PortRange | None) -> Iterator[Lack]:
     """Give what a policy does not cover of an entry; `local` are the host's addresses, `pool` is `auto_ports`.
 
     Which port of the pool will be assigned is not known yet, so a policy has to cover the whole pool.
@@ -214,7 +214,7 @@ def _covers(allowed: Iterable[PortRange], ports: PortRange) -> bool:
     return lacking > ports.last
 
 
-def allowed(entry: GuestEntry, allow: AllowEntry) -> GuestEntry:
+def allowed(entry: AskedEntry, allow: AllowEntry) -> AskedEntry:
     """Note the policy that allows an entry; of a 1:1 entry, that also sets where its address is held."""
     origin = replace(entry.origin, allowed=allow.origin)
     if isinstance(entry, NatEntry):
@@ -225,6 +225,6 @@ def allowed(entry: GuestEntry, allow: AllowEntry) -> GuestEntry:
     )
 
 
-def cost(entry: GuestEntry) -> int:
+def cost(entry: AskedEntry) -> int:
     """Count each port on each address, and a public address as one."""
     return sum(1 if claim.ports is None else claim.ports.width for claim, _ in entry.every_claim())

@@ -7,11 +7,13 @@ from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
 
 from fwdaemon.config.loader import TABLE, load, read_table
-from fwdaemon.config.model import Config, Entry, ForwardEntry, NatEntry, RouteEntry
+from fwdaemon.config.model import Config, Entry, ForwardEntry
+from fwdaemon.core.exposures import Claim, Kind
 from fwdaemon.core.text import printable, shown
 from fwdaemon.core.types import FleetSettings, Origin, Subnet
 from fwdaemon.errors import STRANGE, ConfigError, Problem
@@ -196,18 +198,29 @@ class _PublicOf:
     """The public addresses that the entries of files claim whole."""
 
     def __init__(self, config: Config) -> None:
-        self._single = {entry.public: entry.origin for entry in config.nats}
-        self._subnets = [(entry.subnet, entry.origin) for entry in config.routes]
+        whole = (entry for entry in config.entries if entry.kind is not Kind.FORWARD)
+        self._taken = {_subnet(claim): origin for entry in whole for claim, origin in entry.claims()}
+        self._wide = {subnet: origin for subnet, origin in self._taken.items() if not _is_single(subnet)}
 
-    def taker(self, entry: NatEntry | RouteEntry) -> Origin | None:
+    def taker(self, entry: Entry) -> Origin | None:
         """Say where one stands that claims some of the same addresses."""
-        if isinstance(entry, NatEntry):
-            routed = (origin for subnet, origin in self._subnets if entry.public in subnet)
-            return self._single.get(entry.public) or next(routed, None)
-        same = ((other, origin) for other, origin in self._subnets if other.version == entry.subnet.version)
-        single = (origin for public, origin in self._single.items() if public in entry.subnet)
-        return next((origin for other, origin in same if _overlap(other, entry.subnet)), None) or next(single, None)
+        asked = [_subnet(claim) for claim, _ in entry.claims()]
+        return next(filter(None, map(self._taker, asked)), None)
+
+    def _taker(self, asked: Subnet) -> Origin | None:
+        others = self._wide if _is_single(asked) else self._taken
+        met = (origin for subnet, origin in others.items() if _overlap(subnet, asked))
+        return self._taken.get(asked) or next(met, None)
+
+
+def _subnet(claim: Claim) -> Subnet:
+    """Give the addresses of a claim to all that comes to them; a single one is a network of its own."""
+    return ip_network(claim.address) if claim.subnet is None else claim.subnet  # type: ignore[arg-type]  # it has either
+
+
+def _is_single(subnet: Subnet) -> bool:
+    return subnet.prefixlen == subnet.max_prefixlen
 
 
 def _overlap(one: Subnet, other: Subnet) -> bool:
-    return one[0] in other or other[0] in one
+    return one.version == other.version and (one[0] in other or other[0] in one)

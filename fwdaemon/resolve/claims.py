@@ -19,7 +19,8 @@ from operator import itemgetter
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from fwdaemon.config.model import AutoMapping, ForwardEntry, GuestEntry, NatEntry, PortMapping
+from fwdaemon.config.exposures import AskedEntry
+from fwdaemon.config.model import AutoMapping, ForwardEntry, NatEntry, PortMapping
 from fwdaemon.config.overlap import families_of_entry
 from fwdaemon.core.exposures import Claim
 from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind, Network, Occupied
@@ -219,7 +220,7 @@ class Bid(NamedTuple):
         return self.domain.uuid, self.place, self.terms
 
     @classmethod
-    def of(cls, domain: Domain, entry: GuestEntry) -> "Bid":
+    def of(cls, domain: Domain, entry: AskedEntry) -> "Bid":
         """Give that of an entry with one mapping, or of a 1:1 address."""
         guest = _assigned_for(entry) if isinstance(entry, ForwardEntry) else None
         claims = [claim for claim, _ in entry.every_claim()]

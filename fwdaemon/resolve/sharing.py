@@ -11,7 +11,8 @@ from operator import itemgetter
 from typing import Final, TypeAlias
 from uuid import UUID
 
-from fwdaemon.config.model import AllowEntry, AutoMapping, Config, ForwardEntry, GuestEntry, NatEntry, PortMapping
+from fwdaemon.config.exposures import AskedEntry
+from fwdaemon.config.model import AllowEntry, AutoMapping, Config, ForwardEntry, NatEntry, PortMapping
 from fwdaemon.core.inventory import (
     Domain,
     Hindrance,
@@ -42,7 +43,7 @@ class Grants:
     """
 
     config: Config
-    given: tuple[GuestEntry, ...] = ()
+    given: tuple[AskedEntry, ...] = ()
     refused: tuple[Waiting, ...] = ()
     taken: frozenset[tuple[Protocol, int]] = frozenset()
     misread: frozenset[str] = frozenset()
@@ -139,7 +140,7 @@ def _has_public(config: Config) -> bool:
     return bool(config.nats) or any(allow.public for allow in config.allows)
 
 
-def _with(config: Config, given: Iterable[GuestEntry]) -> Config:
+def _with(config: Config, given: Iterable[AskedEntry]) -> Config:
     forwards = tuple(entry for entry in given if isinstance(entry, ForwardEntry))
     nats = tuple(entry for entry in given if isinstance(entry, NatEntry))
     return replace(config, forwards=config.forwards + forwards, nats=config.nats + nats)
@@ -171,7 +172,7 @@ class Share:
         self.refused: list[Waiting] = []
         self._taken, self._unnamed, self._turns = Taken(before=files), unnamed, turns
         self._asked: list[tuple[Bid, int, Wish, Asker]] = []
-        self._given: list[tuple[int, GuestEntry]] = []
+        self._given: list[tuple[int, AskedEntry]] = []
         self._askers: dict[str, Asker] = {}
         self._local = [host.address for host in inventory.host_addresses if not _is_special(host.address)]
         self._own = {host.address for host in inventory.host_addresses if not _is_lent(host, inventory)}
@@ -218,7 +219,7 @@ class Share:
             self._taken.take(wish.entry)
             self._given.append((number, found[1]))
 
-    def given(self, *, spread: bool) -> Iterator[GuestEntry]:
+    def given(self, *, spread: bool) -> Iterator[AskedEntry]:
         """Give what was granted, element by element.
 
         With `spread`, what is asked for on every address is given on each that is not 1:1 another guest's.
@@ -236,7 +237,7 @@ class Share:
                 reason = Hindrance(HindranceKind.CLAIMED)
                 self.refused += (Waiting(entry.owner, reason, origin, claim=claim) for claim, origin in entry.claims())
 
-    def _found(self, bid: Bid, wish: Wish, asker: Asker) -> tuple[AllowEntry, GuestEntry] | Hindrance:
+    def _found(self, bid: Bid, wish: Wish, asker: Asker) -> tuple[AllowEntry, AskedEntry] | Hindrance:
         """Give the policy to grant it by, and what is granted, or why it is not."""
         spent = self._spent
         way = next((way for way in wish.ways if spent[asker.uuid, way[0].origin] + wish.cost <= way[0].most), None)
@@ -245,7 +246,7 @@ class Share:
             return Hindrance(HindranceKind.NOT_ALLOWED, names=("max", str(largest.most)), origin=largest.origin)
         return self._taken_by(wish.entry, asker, had=self._turns.has(bid)) or way
 
-    def _taken_by(self, entry: GuestEntry, asker: Asker, *, had: bool) -> Hindrance | None:
+    def _taken_by(self, entry: AskedEntry, asker: Asker, *, had: bool) -> Hindrance | None:
         if isinstance(entry, NatEntry):
             if entry.public in self._own:
                 return Hindrance(HindranceKind.CLAIMED)
@@ -283,7 +284,7 @@ def _in_order(address: Address) -> tuple[int, int]:
     return address.version, int(address)
 
 
-def _is_everywhere(entry: GuestEntry) -> bool:
+def _is_everywhere(entry: AskedEntry) -> bool:
     """Whether an entry listens on every address; `_joined` keeps those apart."""
     if not isinstance(entry, ForwardEntry):
         return False
@@ -296,9 +297,9 @@ def _is_lent(host: HostAddress, inventory: Inventory) -> bool:
     return host.subnet.prefixlen == host.subnet.max_prefixlen and (host.device, host.address) in inventory.lent
 
 
-def _joined(entries: Iterable[GuestEntry]) -> list[GuestEntry]:
+def _joined(entries: Iterable[AskedEntry]) -> list[AskedEntry]:
     """Join the port strings of one element again that listen alike, and are allowed by one policy."""
-    found: dict[tuple[object, ...], GuestEntry] = {}
+    found: dict[tuple[object, ...], AskedEntry] = {}
     for number, entry in enumerate(entries):
         listen = entry.listen if isinstance(entry, ForwardEntry) else number
         key = entry.origin, entry.origin.allowed, _is_everywhere(entry), listen

@@ -12,8 +12,9 @@ from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
+from fwdaemon.config.exposures import AskedEntry
 from fwdaemon.config.metadata import Lack, Reading, allowed, cost, lacks, read_metadata
-from fwdaemon.config.model import AllowEntry, Config, Entry, ForwardEntry, GuestEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.config.model import AllowEntry, Config, Entry, ForwardEntry, NatEntry, PortMapping, RouteEntry
 from fwdaemon.config.sets import settled
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Move
@@ -25,8 +26,7 @@ from fwdaemon.resolve.guests import as_uuid
 # A claim of at most this many ports is indexed under each of them.
 _NARROW: Final = 64
 _NOT_LIVE: Final = (None, Move.GONE)
-_MOST_PROBLEMS: Final = 3
-_MOST_LACKS: Final = 3
+_MOST_TOLD: Final = 3
 
 
 def is_live(domain: Domain) -> bool:
@@ -41,8 +41,8 @@ class Wish:
     `ways` are the policies that cover it, each with what is given by it.
     """
 
-    entry: GuestEntry
-    ways: tuple[tuple[AllowEntry, GuestEntry], ...]
+    entry: AskedEntry
+    ways: tuple[tuple[AllowEntry, AskedEntry], ...]
     cost: int
 
 
@@ -74,11 +74,11 @@ def _judged(reading: Reading, domain: Domain, judge: "_Judge") -> Iterator[Wish 
 
 
 def _first(problems: tuple[str, ...]) -> tuple[str, ...]:
-    more = len(problems) - _MOST_PROBLEMS
-    return problems if more <= 0 else (*problems[:_MOST_PROBLEMS], f"and {more} more")
+    more = len(problems) - _MOST_TOLD
+    return problems if more <= 0 else (*problems[:_MOST_TOLD], f"and {more} more")
 
 
-def _single(entry: GuestEntry) -> Iterator[GuestEntry]:
+def _single(entry: AskedEntry) -> Iterator[AskedEntry]:
     if isinstance(entry, NatEntry):
         yield entry
     else:
@@ -86,7 +86,7 @@ def _single(entry: GuestEntry) -> Iterator[GuestEntry]:
         yield from (replace(entry, mappings=(), auto=(item,)) for item in entry.auto)
 
 
-def _by_address(entry: GuestEntry) -> Iterator[GuestEntry]:
+def _by_address(entry: AskedEntry) -> Iterator[AskedEntry]:
     """Take an entry apart that names several addresses to listen on."""
     if isinstance(entry, ForwardEntry) and len(entry.listen) > 1:
         yield from (replace(entry, listen=(address,)) for address in entry.listen)
@@ -102,7 +102,7 @@ class _Judge:
     ) -> None:
         self._domain, self._allows, self._local, self._pool = domain, tuple(allows), local, pool
 
-    def judge(self, entry: GuestEntry) -> Iterator[Wish | Waiting]:
+    def judge(self, entry: AskedEntry) -> Iterator[Wish | Waiting]:
         """Give a wish for each address to listen on, with the policies that cover it, or refusals."""
         if (strange := self._strange_address(entry)) is not None:
             yield from refusals(entry, self._domain, Hindrance(HindranceKind.NOT_OWN, strange))
@@ -114,15 +114,15 @@ class _Judge:
         for part, ways in parts:
             yield from [Wish(part, ways, cost(part))] if ways else self._refused(part)
 
-    def _ways(self, entry: GuestEntry) -> tuple[tuple[AllowEntry, GuestEntry], ...]:
+    def _ways(self, entry: AskedEntry) -> tuple[tuple[AllowEntry, AskedEntry], ...]:
         covering = (allow for allow in self._allows if next(self._lacks(entry, allow), None) is None)
         return tuple((allow, allowed(entry, allow)) for allow in covering)
 
-    def _refused(self, entry: GuestEntry) -> Iterator[Waiting]:
+    def _refused(self, entry: AskedEntry) -> Iterator[Waiting]:
         lacking = [(allow.origin, tuple(self._lacks(entry, allow))) for allow in self._allows]
         yield from refusals(entry, self._domain, _not_allowed(lacking))
 
-    def _lacks(self, entry: GuestEntry, allow: AllowEntry) -> Iterator[Lack]:
+    def _lacks(self, entry: AskedEntry, allow: AllowEntry) -> Iterator[Lack]:
         """Give what a policy does not cover of an entry with one port string."""
         if not any(_means(pattern, self._domain) for pattern in allow.domains):
             yield "domains", self._domain.name
@@ -131,7 +131,7 @@ class _Judge:
             yield from dict.fromkeys(("networks", name) for name in strange)
         yield from lacks(entry, allow, self._local, self._pool)
 
-    def _networks(self, entry: GuestEntry) -> list[tuple[str | None, str]]:
+    def _networks(self, entry: AskedEntry) -> list[tuple[str | None, str]]:
         """Give the network of each interface that an entry may come to mean, and what to call it.
 
         Where it means none, what it names does not count: a guest that is not on a network is on no network that a
@@ -144,7 +144,7 @@ class _Judge:
             return [(None, entry.network or entry.mac or "none")]
         return [] if entry.network is None else [(entry.network, entry.network)]
 
-    def _candidates(self, entry: GuestEntry) -> list[GuestInterface]:
+    def _candidates(self, entry: AskedEntry) -> list[GuestInterface]:
         """Give the interfaces that an entry may come to mean."""
         return [
             item
@@ -152,7 +152,7 @@ class _Judge:
             if entry.network in (None, item.network) and entry.mac in (None, item.mac)
         ]
 
-    def _strange_address(self, entry: GuestEntry) -> Address | None:
+    def _strange_address(self, entry: AskedEntry) -> Address | None:
         """Give the address an entry names if the guest is known to have others and not this one."""
         if entry.address is None:
             return None
@@ -167,12 +167,12 @@ def _not_allowed(lacking: Iterable[tuple[Origin, tuple[Lack, ...]]]) -> Hindranc
     if not near:
         return Hindrance(HindranceKind.NOT_ALLOWED)
     origin, missing = min(near, key=lambda item: len(item[1]))
-    more = len(missing) - _MOST_LACKS
-    shown = missing if more <= 0 else (*missing[:_MOST_LACKS], (str(more), "more"))
+    more = len(missing) - _MOST_TOLD
+    shown = missing if more <= 0 else (*missing[:_MOST_TOLD], (str(more), "more"))
     return Hindrance(HindranceKind.NOT_ALLOWED, names=tuple(chain.from_iterable(shown)), origin=origin)
 
 
-def refusals(entry: GuestEntry, domain: Domain, reason: Hindrance) -> Iterator[Waiting]:
+def refusals(entry: AskedEntry, domain: Domain, reason: Hindrance) -> Iterator[Waiting]:
     """Refuse an entry, claim by claim."""
     for claim, origin in entry.every_claim():
         yield Waiting(Owner(domain.name), reason, origin, claim=claim)
@@ -253,7 +253,7 @@ class Taken:
         """Give the addresses that are 1:1 a guest's, with the holder of each."""
         return {**self._public, **(self._before.public() if self._before is not None else {})}
 
-    def holder(self, entry: GuestEntry, asker: Asker) -> Holder | None:
+    def holder(self, entry: AskedEntry, asker: Asker) -> Holder | None:
         """Give the holder of some of what an entry claims; `None` where all of it is free."""
         if isinstance(entry, NatEntry):
             return self.holder_of_address(entry.public)
