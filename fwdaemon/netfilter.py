@@ -124,6 +124,11 @@ class Backend(Rules, Protocol):
         ...
 
     @property
+    def forgets(self) -> bool:
+        """Whether open connections are counted anew after any change of its rules, so that clients may open more."""
+        ...
+
+    @property
     def unusable(self) -> Mapping[Family, Fault]:
         """Give the families that cannot be served here, and why."""
         ...
@@ -182,7 +187,7 @@ class Chosen(NamedTuple):
     @property
     def location(self) -> Location:
         """The same for the rest of the program."""
-        return Location(self.backend.name, self.backend.title, self.reason)
+        return Location(self.backend.name, self.backend.title, self.reason, self.backend.forgets)
 
 
 class Netfilter:

@@ -21,7 +21,7 @@ from fwdaemon import config as configuration
 from fwdaemon.audit.lines import format_fault
 from fwdaemon.audit.rules import format_conflict, format_gate, format_gate_fault, format_location_reason
 from fwdaemon.config.files import ROOT, about_ignored, read_files, unguarded
-from fwdaemon.config.model import BackendChoice, Config, ForwardEntry
+from fwdaemon.config.model import Config, ForwardEntry
 from fwdaemon.conflicts.watch import conflicts_if_running
 from fwdaemon.core.admission import Need, needs_of
 from fwdaemon.core.exposures import Exposure, Kind
@@ -156,9 +156,9 @@ def _forgetting(config: Config) -> Iterator[str]:
         return
     netfilter = Netfilter(SystemRunner(), config.daemon.backend, ())
     with suppress(PortfwdError), closing(netfilter):
-        if netfilter.locate().backend == BackendChoice.IPTABLES:
+        if (location := netfilter.locate()).forgets:
             yield (
-                "max_open counts anew in iptables-legacy after each change of the kernel's table mangle, by whichever"
+                f"max_open counts anew in {location.title} after each change of the kernel's table mangle, by whichever"
                 " program: a client may open as many again"
             )
 

@@ -211,11 +211,15 @@ class LocationReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where the rules are, or belong: the name of a backend and what sentences call it; and why there."""
+    """Where the rules are, or belong: the name of a backend and what sentences call it; and why there.
+
+    One that `forgets` counts open connections anew after any change of its rules.
+    """
 
     backend: str
     title: str
     reason: LocationReason
+    forgets: bool = False
 
 
 # What a backend receives, finds and does, as data for the rest of the program.

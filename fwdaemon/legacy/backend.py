@@ -81,6 +81,7 @@ class LegacyBackend:
     name: Final = "iptables"
     title: Final = "iptables-legacy"
     variant: Final = "legacy"
+    forgets: Final = True
 
     def __init__(
         self,

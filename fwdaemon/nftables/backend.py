@@ -57,6 +57,7 @@ class NftablesBackend:
     name: Final = "nftables"
     title: Final = "nftables"
     variant: Final = "nf_tables"
+    forgets: Final = False
     unusable: Final[Mapping[Family, Fault]] = {}
 
     def __init__(

@@ -129,6 +129,7 @@ class MemoryBackend:
     def __init__(self, kernel: Kernel, name: str = "memory", unusable: Mapping[Family, Fault] | None = None) -> None:
         self.kernel = kernel
         self.name = self.title = name
+        self.forgets = False
         self.unusable = unusable or {}
         self._committed: frozenset[str] = frozenset()
         self._settled: tuple[Desired, int] | None = None

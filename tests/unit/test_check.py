@@ -125,11 +125,12 @@ def test_says_what_localhost_comes_to(
     assert check(tmp_path / "x.toml", ON + text, capsys)[1:] == [sentence]
 
 
-@pytest.mark.parametrize(("name", "warnings"), [("iptables", 1), ("nftables", 0)])
-def test_warns_that_max_open_counts_anew_where_rules_are_in_the_legacy_tables(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, warnings: int
+@pytest.mark.parametrize(("forgets", "warnings"), [(True, 1), (False, 0)])
+def test_warns_that_max_open_counts_anew_where_the_rule_system_does_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, forgets: bool, warnings: int
 ) -> None:
-    backend = MemoryBackend(Kernel(), name)
+    backend = MemoryBackend(Kernel())
+    backend.forgets = forgets
     monkeypatch.setattr("fwdaemon.commands.check.Netfilter", lambda runner, *_: Netfilter(runner, among=[backend]))
     path = tmp_path / "x.toml"
     for text, wanted in ((forward("max_open = 3"), warnings), (forward('rate = "3/minute"'), 0)):
