@@ -16,6 +16,7 @@ from typing import TypeVar
 import pytest
 from hypothesis import settings
 
+from tests.covering import Covering
 from tests.lab.daemon import Daemon, last_lines
 from tests.lab.domain import Guest, Link
 from tests.lab.host import Host
@@ -76,6 +77,7 @@ StartDaemon = Callable[..., Daemon]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of this project's own."""
     parser.addoption("--refresh-golden", action="store_true", help="write the reviewed rule texts anew")
+    parser.addoption("--cover", action="store_true", help="fail where too little of the centre is reached")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -86,6 +88,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "everywhere: also on iptables-legacy of a second Debian")
     config.pluginmanager.register(FailuresAtOnce(config))
     config.pluginmanager.register(TimeSpent(config))
+    config.pluginmanager.register(Covering(config))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -72,11 +72,22 @@ class TimeSpent:
 
 def budget_of(config: pytest.Config) -> float | None:
     """How many seconds what is run may take; `None` for a part that has no budget."""
+    named = _named(config)
+    return None if named is None else BUDGETS_S.get(named)
+
+
+def is_whole(config: pytest.Config) -> bool:
+    """Whether everything is run."""
+    return _named(config) == ()
+
+
+def _named(config: pytest.Config) -> tuple[str, ...] | None:
+    """Give the parts that are run, none for everything; `None` where only some tests of them are."""
     option = config.option
     if option.keyword or option.markexpr or option.collectonly:
         return None
     named = () if config.args_source is pytest.Config.ArgsSource.TESTPATHS else tuple(config.args)
-    return BUDGETS_S.get(tuple(word.rstrip("/") for word in named))
+    return tuple(word.rstrip("/") for word in named)
 
 
 def time_lines(spent: Mapping[str, float], whole: float, budget: float) -> list[str]:

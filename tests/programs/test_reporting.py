@@ -1,7 +1,13 @@
-"""What a run of the tests says of a failure at once, and of the time at its end."""
+"""What a run of the tests says of a failure at once, and of the time and of lines that nothing reached at its end."""
+
+import runpy
+from collections.abc import Collection
+from pathlib import Path
 
 import pytest
+from coverage import Coverage
 
+from tests.covering import lines_short
 from tests.reporting import time_lines
 
 pytest_plugins = ["pytester"]
@@ -75,3 +81,23 @@ def test_the_budget_is_that_of_everything_or_of_all_unit_tests(
     assert "within the 30 s" in told["tests/unit",]
     assert "by the clock" not in told["there",]
     assert "by the clock" not in pytester.runpytest_subprocess("-k", "good").stdout.str()
+
+
+@pytest.mark.parametrize(("called", "short"), [(("one",), True), (("one", "other"), False)])
+def test_a_part_is_named_of_which_too_few_lines_are_reached(
+    tmp_path: Path, called: Collection[str], *, short: bool
+) -> None:
+    (module := tmp_path / "fwdaemon/reconcile.py").parent.mkdir()
+    module.write_text("def one():\n    return 1\n\n\ndef other():\n    return 2\n")
+    (place := tmp_path / "place").mkdir()
+    for name in called:  # as two workers do
+        coverage = Coverage(str(place / "lines"), data_suffix=True, config_file=False, include=[str(module)])
+        coverage.start()
+        runpy.run_path(str(module))[name]()
+        coverage.stop()
+        coverage.save()
+    told = [
+        "FAILED fwdaemon/reconcile.py: tests without root reach 75.0 % of 4 lines",
+        f"  {module}: not 6",
+    ]
+    assert list(lines_short(place, tmp_path)) == (told if short else [])
