@@ -3,10 +3,9 @@
 How it follows from configuration and inventory is in `fwdaemon.resolve.placement`; the backends make rules of it.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
 from operator import attrgetter
 from types import MappingProxyType
@@ -15,7 +14,7 @@ from uuid import UUID
 
 from fwdaemon.core.admission import Admission, Gatekeeper, Place, Ranges, SourceSet, names_of
 from fwdaemon.core.bans import BEHIND
-from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner, Route
+from fwdaemon.core.exposures import FAMILIES, Claim, Exposure, Forward, Kind, Nat, Owner, Route, by_family
 from fwdaemon.core.inventory import Hindrance, Move
 from fwdaemon.core.types import Address, Family, Gate, GuestPath, Origin, Subnet
 
@@ -27,7 +26,6 @@ REFUSED_FOR_S: Final = 120
 RENEWED_AFTER_S: Final = 5.0
 
 # Thousands of exposures are looked at by what is written in C: a line of Python for each takes ten times as long.
-_FAMILIES: Final[Mapping[type, Family]] = {IPv4Address: Family.IPV4, IPv6Address: Family.IPV6}
 _target = attrgetter("target")
 _masquerades = attrgetter("masquerade")
 _admission = attrgetter("admission")
@@ -265,15 +263,15 @@ class Desired:
         confined = replace(self, confined=families, bridging=bridging, switched=switched, kept=kept)
         return confined.knowing(self.families, self.bridge_ports, self.bridges)
 
-    def of_family(self, family: Family) -> Iterator[Forward]:
+    def of_family(self, family: Family) -> list[Forward]:
         """The forwards of one family, in no particular order."""
-        return (forward for forward in self.forwards if forward.family is family)
+        return by_family(self.forwards)[family]
 
     @cached_property
     def families(self) -> frozenset[Family]:
         """The families that need anything in the kernel."""
         kinds = set(map(type, map(_target, chain(self.forwards, self.outgoing))))
-        return self.kept.union(map(_FAMILIES.__getitem__, kinds), (route.family for route in self.routes))
+        return self.kept.union(map(FAMILIES.__getitem__, kinds), (route.family for route in self.routes))
 
     @cached_property
     def limited(self) -> tuple[Exposure, ...]:
@@ -349,14 +347,14 @@ class Desired:
         """The bridge ports of the guests that are reached by translation, each with the family it is reached in."""
         plugged: Collection[Forward | Nat] = [*self.forwards, *self.nats]
         ports = set(zip(map(type, map(_target, plugged)), map(attrgetter("bridge_port"), plugged), strict=True))
-        return frozenset((_FAMILIES[kind], port) for kind, port in ports if port is not None)
+        return frozenset((FAMILIES[kind], port) for kind, port in ports if port is not None)
 
     @cached_property
     def bridges(self) -> frozenset[tuple[Family, str]]:
         """The bridges of guests and networks, each with the family its packets are forwarded in."""
         plugged: Collection[Forward | Nat] = [*self.forwards, *self.nats]
         found = set(zip(map(type, map(_target, plugged)), map(attrgetter("bridge"), plugged), strict=True))
-        of_guests = frozenset((_FAMILIES[kind], bridge) for kind, bridge in found if bridge is not None)
+        of_guests = frozenset((FAMILIES[kind], bridge) for kind, bridge in found if bridge is not None)
         return of_guests.union((route.family, route.bridge) for route in self.routes)
 
     @cached_property

@@ -26,6 +26,7 @@ from fwdaemon.nftables.gates import (
     COMMENT,
     IPTABLES_NAMES,
     NFT_NAMES,
+    FoundRule,
     GateState,
     Wanted,
     iptables_program,
@@ -40,7 +41,7 @@ from fwdaemon.nftables.gates import (
 )
 from fwdaemon.nftables.generation import JudgedMaps
 from fwdaemon.nftables.guest_paths import iptables_paths, native_paths
-from fwdaemon.nftables.model import TABLE_NAME, FoundRule, Table, read_table
+from fwdaemon.nftables.model import TABLE_NAME, Table, read_table
 
 _SUBSYSTEM: Final = 10 << 8
 _GET_TABLE, _GET_CHAIN, _GET_RULE = (_SUBSYSTEM | kind for kind in (1, 4, 7))

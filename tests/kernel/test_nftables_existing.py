@@ -13,7 +13,8 @@ from fwdaemon.nftables.existing import (
     is_iptables,
     rules_holding,
 )
-from fwdaemon.nftables.model import FoundRule, items
+from fwdaemon.nftables.gates import FoundRule
+from fwdaemon.nftables.model import items
 
 FAMILIES = ("ip", "ip6", "inet", "arp", "bridge", "netdev")
 CHAINS = """
