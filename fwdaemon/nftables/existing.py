@@ -39,7 +39,7 @@ from fwdaemon.nftables.gates import (
     spellings,
     wanted_gates,
 )
-from fwdaemon.nftables.generation import JudgedMaps
+from fwdaemon.nftables.generation import LISTINGS, JudgedMaps
 from fwdaemon.nftables.guest_paths import iptables_paths, native_paths
 from fwdaemon.nftables.model import TABLE_NAME, Table, read_table
 
@@ -314,7 +314,7 @@ class Observer:
 
     def _table(self, family: Family, known: Table | None) -> Table:
         try:
-            listing = self._runner.run("nft", "-j", "list", "table", family.word, TABLE_NAME).stdout
+            listing = self._runner.run(*LISTINGS[family]).stdout
         except ProcessError as error:
             if error.returncode != -signal.SIGABRT:
                 raise
