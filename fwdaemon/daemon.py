@@ -53,7 +53,6 @@ from fwdaemon.status.temporary import Clocks, Openings, now
 from fwdaemon.triggers import Backoff, Budgets, Origin, Pauses, TriggerQueue, Triggers
 
 _log = logging.getLogger(__name__)
-
 _UPGRADE = "upgrade"  # A package makes this file while it restarts us: our successor wants the rules.
 
 RequestPass: TypeAlias = Callable[[Origin], None]
@@ -220,13 +219,8 @@ class Daemon:
             self._settle(began, triggers, changed=changed)
 
     def _reconciled(self, inventory: Inventory, triggers: Triggers, answered_at: float | None) -> bool:
-        with self._parts.budgets.charged(triggers.origin, processor_time_here):
-            with memory.collecting_later():
-                changed = self._reconcile(inventory, triggers, answered_at)
-            if triggers.full:
-                # A listing of many forwards takes several times what is kept of it.
-                memory.give_back()
-        return changed
+        with self._parts.budgets.charged(triggers.origin, processor_time_here), memory.collecting_later():
+            return self._reconcile(inventory, triggers, answered_at)
 
     def _reconcile(self, inventory: Inventory, triggers: Triggers, answered_at: float | None) -> bool:
         request = Request(
@@ -262,6 +256,9 @@ class Daemon:
         self._first_pass.set()
         self._reloaded, self._failure = False, ""
         self._retry.settle()
+        if triggers.full:
+            # A listing of many forwards takes several times what is kept of it. Who waits for the pass is told before.
+            self._worker.submit(memory.give_back)
         self._pause = self._pauses.after(self._pause, triggers.origin, changed=changed)
         if changed:
             self._trigger_queue.verify(triggers.origin)

@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from socket import AF_UNIX, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET, socket
 from threading import Thread
-from typing import Final, Protocol, TextIO
+from typing import Any, Final, Protocol, TextIO
 
 from fwdaemon.core.types import Job, Late
 
@@ -144,23 +144,38 @@ def lines_written() -> Iterator[None]:
 
 
 def _leave_out_what_nobody_reads() -> None:
-    """Spare each line the search for the place that wrote it, and the like: a configuration may make thousands.
-
-    As "Optimization" in Python's logging HOWTO has it.
-    """
-    logging._srcfile = None  # noqa: SLF001  so says the HOWTO
+    """Spare each line the search for the place that wrote it, and the like: a configuration may make thousands."""
+    logging._srcfile = None  # noqa: SLF001  as "Optimization" in its HOWTO has it
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.setLogRecordFactory(_Record)
+
+
+class _Record(logging.LogRecord):
+    """A line without its time and its place in the code, for which `logging` takes paths apart each time."""
+
+    pathname = filename = module = funcName = ""  # noqa: N815  so logging calls it
+    lineno, created, msecs, relativeCreated = 0, 0.0, 0.0, 0.0  # noqa: N815  the same
+    exc_text = stack_info = thread = threadName = process = processName = None  # noqa: N815  the same
+
+    def __init__(self, name: str, level: int, _path: str, _line: int, *what: Any) -> None:
+        self.name, self.levelno, self.levelname = name, level, logging.getLevelName(level)
+        self.msg, self.args, self.exc_info, *_ = what
 
 
 class Outlet(Protocol):
     """Where lines leave."""
+
+    @property
+    def together(self) -> int:
+        """How many bytes of several lines may be given to one write."""
+        ...
 
     def encoded(self, record: logging.LogRecord) -> bytes:
         """Give what is to be written of a record."""
         ...
 
     def write(self, line: bytes) -> None:
-        """Write one line, however long that takes.
+        """Write one line or several, however long that takes.
 
         Raises:
             OSError: it could not be written.
@@ -188,14 +203,15 @@ class QueueHandler(logging.Handler):
         self.lost = 0  # lines that were not written, and not reported yet
         self._thread: Thread | None = None
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Queue one record."""
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Queue one record; the queue takes those of all threads, so none waits for another here."""
         try:
             self._put(self._outlet.encoded(record))
         except Exception:  # noqa: BLE001  a line that is lost must not end what it reports (logging's own rule)
             self._count(1)
         if self._thread is None:
             self._begin()
+        return True
 
     def finish(self, patience: float) -> None:
         """Wait for what is queued, at most `patience` seconds; the rest is lost."""
@@ -214,18 +230,36 @@ class QueueHandler(logging.Handler):
     def _begin(self) -> None:
         # A daemon thread: a write that hangs must not keep this program from ending.
         thread = Thread(target=self._run, name="log", daemon=True)
+        self.acquire()
         with suppress(RuntimeError):  # no thread is available now: the next line tries again
-            thread.start()
-            self._thread = thread
+            if self._thread is None:
+                thread.start()
+                self._thread = thread
+        self.release()
 
     def _run(self) -> None:
         with suppress(OSError):  # so that `top -H` shows which thread it is; proc_pid_comm(5)
             Path("/proc/thread-self/comm").write_text("log", encoding="ascii")
-        while (line := self._lines.get()) is not None:
-            if not self._written(line):
-                self._count(1)
+        for lines in self._batches():
+            if not self._written(b"".join(lines)):
+                self._count(len(lines))
             elif self.lost and self._lines.empty():
                 self._write_lost()
+
+    def _batches(self) -> Iterator[list[bytes]]:
+        """Give the lines up to the last, as many at once as wait and may be written together."""
+        line = self._lines.get()
+        while line is not None:
+            batch, size = [line], len(line)
+            while is_more := self._lines.qsize() > 0:
+                line = self._lines.get()
+                size += len(line or b"")
+                if line is None or size > self._outlet.together:
+                    break
+                batch.append(line)
+            yield batch
+            if not is_more:
+                line = self._lines.get()
 
     def _written(self, line: bytes) -> bool:
         try:
@@ -242,7 +276,7 @@ class QueueHandler(logging.Handler):
             self._count(-lost)
 
     def _count(self, lost: int) -> None:
-        self.acquire()  # as in `emit`; nothing waits while holding it
+        self.acquire()  # nothing waits while holding it
         self.lost += lost
         self._arrears.lost_lines += max(lost, 0)
         self.release()
@@ -254,6 +288,8 @@ class JournalOutlet:
     See https://systemd.io/JOURNAL_NATIVE_PROTOCOL. The journal's own library holds Python's global lock while it
     waits for a journal that takes nothing, and with it every thread.
     """
+
+    together: Final = 0
 
     def __init__(self, path: str = _JOURNAL) -> None:
         self._path = path
@@ -294,6 +330,8 @@ class JournalOutlet:
 class StreamOutlet:
     """Writes lines to an open file, such as a terminal or a pipe."""
 
+    together: Final = select.PIPE_BUF  # nothing of others who write to a pipe stands within such a piece (pipe(7))
+
     def __init__(self, stream: TextIO) -> None:
         # Not through the stream, whose own lock would be waited for at the end of the program.
         self._file = stream.fileno()
@@ -328,17 +366,18 @@ class StreamFormatter(logging.Formatter):
         super().__init__()
         self._colour = colour
 
-    def usesTime(self) -> bool:  # noqa: N802  so logging calls it
-        """Say that lines have no time, which is looked for in each otherwise."""
-        return False
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one record; `logging` writes what it knows of an exception below it."""
+        return super().format(record) if record.exc_info else self.formatMessage(record)
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the same
-        """Write one record; what `logging` knows of an exception comes below it."""
-        text = record.message
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  so logging calls it
+        """Write its first line."""
+        text = record.getMessage()
         line = text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
+        if not self._colour:
+            return line
         action = getattr(record, "journal", {}).get("PORTFWD_ACTION", "")
-        colour = _COLOURS.get(record.levelno) or _ACTION_COLOURS.get(action)
-        if not self._colour or colour is None:
+        if (colour := _COLOURS.get(record.levelno) or _ACTION_COLOURS.get(action)) is None:
             return line
         first, space, rest = line.partition(" ")
         return f"{colour}{first}{_RESET}{space}{rest}"

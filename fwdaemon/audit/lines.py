@@ -44,15 +44,17 @@ from fwdaemon.errors import Problem
 _log = logging.getLogger("fwdaemon.audit")
 
 Fields: TypeAlias = dict[str, str]
+_OWNER: Final = {"domain": "PORTFWD_DOMAIN", "network": "PORTFWD_NETWORK"}
 
 
 def exposure(action: str, changed: Exposure, cause: Cause) -> None:
     """Write that an exposure was `added`, `removed` or `restored`."""
-    fields = _fields(changed, cause)
+    because = format_cause(cause)
     if action != "removed" and (allowed := _allowed_by(changed.origin)):
-        fields["PORTFWD_CAUSE"] = "; ".join([fields["PORTFWD_CAUSE"], *allowed])
-    what = f"{_who(changed.owner)}: {fields['PORTFWD_LISTEN']} -> {fields['PORTFWD_TARGET']}"
-    _write(action, f"{action} {what} ({fields['PORTFWD_CAUSE']})", fields)
+        because = "; ".join([because, *allowed])
+    fields = _fields(owner := changed.owner, changed, because)
+    what = f"{_who(owner)}: {fields['PORTFWD_LISTEN']} -> {fields['PORTFWD_TARGET']}"
+    _write(action, f"{action} {what} ({because})", fields)
 
 
 def flapped(entries: Iterable[Flapped]) -> None:
@@ -66,8 +68,8 @@ def flapped(entries: Iterable[Flapped]) -> None:
             case Setting() as changed:
                 what, fields = shown(format_setting(changed)), {"PORTFWD_CAUSE": format_cause(entry.cause)}
             case changed:
-                what = f"{_who(changed.owner)}: {changed.listens_at()} -> {changed.leads_to()}"
-                fields = _fields(changed, entry.cause)
+                fields = _fields(changed.owner, changed, format_cause(entry.cause))
+                what = f"{_who(changed.owner)}: {fields['PORTFWD_LISTEN']} -> {fields['PORTFWD_TARGET']}"
         _write("flapping", f"flapping {what}: {times}", fields, logging.WARNING)
 
 
@@ -229,17 +231,16 @@ def drop_ins_ignored(files: Iterable[Path]) -> None:
 
 
 def _write(action: str, text: str, fields: Fields | None = None, level: int = logging.INFO) -> None:
-    every = {"MESSAGE_ID": MESSAGE_IDS[action], "PORTFWD_ACTION": action, **(fields or {})}
-    _log.log(level, "%s", text, extra={"journal": every})
+    if not _log.isEnabledFor(level):
+        return
+    record = _log.makeRecord(_log.name, level, "", 0, text, (), None)
+    record.journal = {"MESSAGE_ID": MESSAGE_IDS[action], "PORTFWD_ACTION": action, **(fields or {})}
+    _log.handle(record)
 
 
-def _fields(changed: Exposure, cause: Cause) -> Fields:
-    return {
-        **_owner_field(changed.owner),
-        "PORTFWD_LISTEN": changed.listens_at(),
-        "PORTFWD_TARGET": changed.leads_to(),
-        "PORTFWD_CAUSE": format_cause(cause),
-    }
+def _fields(owner: Owner, changed: Exposure, because: str) -> Fields:
+    where = {"PORTFWD_LISTEN": changed.listens_at(), "PORTFWD_TARGET": changed.leads_to()}
+    return {_OWNER[owner.kind]: owner.name, **where, "PORTFWD_CAUSE": because}
 
 
 def _gate_fields(change: GateChange, cause: Cause) -> Fields:
@@ -247,7 +248,7 @@ def _gate_fields(change: GateChange, cause: Cause) -> Fields:
 
 
 def _owner_field(owner: Owner) -> Fields:
-    return {f"PORTFWD_{owner.kind.upper()}": owner.name}
+    return {_OWNER[owner.kind]: owner.name}
 
 
 def _who(owner: Owner) -> str:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, time
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, TypedDict, TypeVar
 
@@ -59,7 +60,13 @@ class Document:
 
     def origin(self, path: KeyPath) -> Origin:
         """Where a value was written."""
-        return Origin(self.file, self.lines.line_of(path))
+        return _origin(self.file, self.lines.line_of(path))
+
+
+@lru_cache(maxsize=1)
+def _origin(file: Path, line: int) -> Origin:
+    """Give the very same for all that stands on a line: thousands of ports may."""
+    return Origin(file, line)
 
 
 @dataclass(frozen=True, slots=True)

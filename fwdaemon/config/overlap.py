@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from itertools import chain, islice
+from operator import attrgetter
 from typing import Final, TypeAlias
 
 from fwdaemon.config.addresses import show_relation
@@ -186,16 +187,17 @@ def find_conflicts(entries: Sequence[ForwardEntry]) -> list[Problem]:
 
 def _claims(entries: Iterable[ForwardEntry]) -> Iterator[_Claim]:
     for entry_number, entry in enumerate(entries):
-        families = families_of_entry(entry)
+        families = tuple(sorted(families_of_entry(entry)))
         for number, mapping in enumerate(entry.mappings):
             for place in _places(entry, mapping, families):
                 yield _Claim((entry_number, number), place, entry, mapping)
 
 
-def _places(entry: ForwardEntry, mapping: PortMapping, families: frozenset[Family]) -> Iterator[_Place]:
+def _places(entry: ForwardEntry, mapping: PortMapping, families: tuple[Family, ...]) -> Iterator[_Place]:
     for address in entry.listens_on(mapping):
-        here = families if address is None else families & {Family.of(address)}
-        yield from ((address, family, mapping.protocol) for family in sorted(here))
+        for family in families:
+            if address is None or Family.of(address) is family:
+                yield address, family, mapping.protocol
 
 
 def _distinct(pairs: Iterable[_Pair]) -> Iterator[_Pair]:
@@ -225,7 +227,7 @@ def _groups(claims: Iterable[_Claim]) -> Iterator[list[_Claim]]:
     """Split claims of one place, in the order of their ports, where no port is shared; a lone claim is no group."""
     group: list[_Claim] = []
     last = 0
-    for claim in sorted(claims, key=lambda claim: claim.mapping.host):
+    for claim in sorted(claims, key=attrgetter("mapping.host.first", "mapping.host.last")):
         if claim.mapping.host.first > last:
             if len(group) > 1:
                 yield group

@@ -22,8 +22,9 @@ _PROTOCOLS = {
     "sctp": (Protocol.SCTP,),
     "tcp+udp": (Protocol.TCP, Protocol.UDP),
 }
-# What most of them are, and nothing of what is refused below.
+# What most of them are, and nothing of what is refused below; and what most of these are.
 _ORDINARY = re.compile(r"[0-9]{1,5}(?:-[0-9]{1,5})?(?::[0-9]{1,5}(?:-[0-9]{1,5})?)?(?:/[a-z+]{1,9})?")
+_PLAIN = re.compile(r"([1-9][0-9]{0,4}):([1-9][0-9]{0,4})")
 _AUTO = re.compile(r"(?i)(?<![a-z])auto(?![a-z])")
 _AUTO_PORT = re.compile(r"(?P<before>(?:[^/]*:)?)auto:(?P<guest>[^:]*)")
 # Blanks, and what stands before another port.
@@ -98,6 +99,10 @@ def parse_host_ports(text: str) -> PortRange:
 
 @lru_cache(maxsize=1024)  # thousands of entries may have the same one
 def _parse(text: str) -> PortSpec:
+    if (plain := _PLAIN.fullmatch(text)) is not None:
+        first, second = map(int, plain.groups())
+        if max(first, second) <= LAST_PORT:
+            return PortSpec(None, _range(first, first), _range(second, second), (Protocol.TCP,))
     if _AUTO.search(text):
         return _parse_auto(text)
     if _ORDINARY.fullmatch(text) is None:
@@ -337,6 +342,12 @@ def _parse_range(text: str, ports: str) -> PortRange:
     last = _parse_port(text, last_text) if dash else first
     if last < first:
         raise GrammarError(f"{quote(text)} has a reversed range", f"write {last}-{first}")
+    return _range(first, last)
+
+
+@lru_cache(maxsize=256)
+def _range(first: int, last: int) -> PortRange:
+    """Give the very same for all of the same: thousands of entries lead to few ports of their guests."""
     return PortRange(first, last)
 
 

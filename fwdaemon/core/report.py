@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from fwdaemon.core.conflicts import Conflict
 from fwdaemon.core.exposures import Exposure, Renaming
@@ -362,8 +362,7 @@ LIBVIRT_TABLE = "libvirt_network"
 # What one reconcile did: for the audit, the status, the metrics and the stream of changes.
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """An exposure was `added`, `removed` or `restored`, and why."""
 
     action: str

@@ -3,7 +3,7 @@
 How it follows from configuration and inventory is in `fwdaemon.resolve.placement`; the backends make rules of it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
@@ -235,9 +235,9 @@ class Desired(Exposures):
         confined = replace(self, confined=families, bridging=bridging, switched=switched, kept=kept)
         return confined.knowing(self.families, self.bridge_ports, self.bridges)
 
-    def of_family(self, family: Family) -> Iterator[Forward]:
+    def of_family(self, family: Family) -> list[Forward]:
         """The forwards of one family, in no particular order."""
-        return (forward for forward in self.forwards if forward.family is family)
+        return by_family(self.forwards)[family]
 
     @cached_property
     def families(self) -> frozenset[Family]:
@@ -334,6 +334,19 @@ class Desired(Exposures):
         """The interfaces by which clients come in, apart from guests' own bridges."""
         named = map(attrgetter("interface"), self.forwards)
         return self.uplinks.union(interface for interface in set(named) if interface is not None)
+
+
+def by_family(forwards: Collection[Forward]) -> Mapping[Family, list[Forward]]:
+    """Give forwards apart by their families, in the order they have here."""
+    found: dict[type, list[Forward]] = {kind: [] for kind in _FAMILIES}
+    for forward, kind in zip(forwards, map(type, map(_target, forwards)), strict=True):
+        found[kind].append(forward)
+    return {family: found[kind] for kind, family in _FAMILIES.items()}
+
+
+def in_order(exposures: Collection[Exposure]) -> list[Exposure]:
+    """Give exposures in the order in which the audit lists them."""
+    return sorted(exposures, key=lambda exposure: (exposure.owner, exposure.listens_at()))
 
 
 # What rules have counted of a state.

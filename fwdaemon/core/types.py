@@ -4,6 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -129,13 +130,13 @@ class PortRange:
 
 def show_endpoint(address: Address | None, ports: PortRange | str) -> str:
     """An address and its ports as people write them, `[2001:db8::1]:443`; `*` stands for every local address."""
-    match address:
-        case None:
-            return f"*:{ports}"
-        case IPv6Address():
-            return f"[{address}]:{ports}"
-        case _:
-            return f"{address}:{ports}"
+    return f"*:{ports}" if address is None else f"{_before_port(address)}:{ports}"
+
+
+@lru_cache(maxsize=256)
+def _before_port(address: Address) -> str:
+    """Write an address as it stands before a port; a guest has many ports, one after the other."""
+    return f"[{address}]" if isinstance(address, IPv6Address) else str(address)
 
 
 @dataclass(frozen=True, slots=True)

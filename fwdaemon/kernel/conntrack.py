@@ -20,6 +20,7 @@ from typing import Final
 from fwdaemon.core.exposures import Claim, Exposure, Nat, Renaming
 from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.errors import KernelError
+from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.conntrack_listing import (
     DELETE,
     EXPECTED,
@@ -51,8 +52,11 @@ _log = logging.getLogger(__name__)
 # What a guest that moved to this host may go on with.
 _CARRYING_ON = (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
 _PINGS = {Family.IPV4: socket.IPPROTO_ICMP, Family.IPV6: socket.IPPROTO_ICMPV6}
-# The kernel walks through its whole table for each listing: with more guests, one of everything is less work.
+# The kernel walks through its whole table for each listing: with more guests, one of everything is less work. So it is
+# while so few connections are open, whoever has them: they are read in less time than one more walk takes.
 _GUESTS_AT_MOST = 8
+_FEW = 1000
+_OPEN: Final = "net.netfilter.nf_conntrack_count"
 # To look for more addresses in each message is more work than to read where it goes.
 _ADDRESSES_AT_MOST = 16
 _BATCH = 1000
@@ -79,18 +83,20 @@ class _Lane:
             self.size = size + (self.size or 0)
 
 
-def outdated(judge: Judge, label: int, guests: Collection[Address] | None = None) -> Iterator[list[Entry]]:
+def outdated(
+    judge: Judge, label: int, guests: Collection[Address] | None = None, few: int = _FEW
+) -> Iterator[list[Entry]]:
     """Find the connections that are ours and outdated, some at a time.
 
-    With `guests`, only connections of these addresses are looked at. What an outdated connection expected, as one of
-    FTP expects others, is outdated too.
+    With `guests`, only those of these addresses are looked at, unless no more than `few` are open on this host. What
+    an outdated connection expected, as one of FTP expects others, is outdated too.
 
     Raises:
         KernelError: the kernel does not list its connections.
 
     """
     masters, expected, batch = set[bytes](), list[Entry](), list[Entry]()
-    for message in _concerned(label, guests, judge.renamed):
+    for message in _concerned(label, _requests(guests, few), judge.renamed):
         if may_be_expected(message) and (entry := read_entry(message)) is not None and entry.master:
             expected.append(entry)
         elif (entry := _outdated(message, judge, label)) is not None:
@@ -242,10 +248,10 @@ def _told(lane: "_Lane") -> OpenFlow:
     return OpenFlow(flow_of(lane.first), lane.size, lane.number)
 
 
-def _concerned(label: int, guests: Collection[Address] | None, renamed: Collection[Renaming]) -> Iterator[Message]:
+def _concerned(label: int, requests: Iterable[bytes], renamed: Collection[Renaming]) -> Iterator[Message]:
     """List what is ours, or was expected by another connection, and some besides."""
     ours = _ours(label, renamed)
-    for request in _requests(guests):
+    for request in requests:
         with _asking() as asking:
             yield from asking.stream(GET, request, [*ours, EXPECTED] if ours else ())
 
@@ -264,12 +270,18 @@ def _is_ours(message: Message, label: int, renamed: Collection[Renaming]) -> boo
     return flow is not None and (flow.source, flow.client) in renamed
 
 
-def _requests(guests: Collection[Address] | None) -> list[bytes]:
-    if guests is None or len(guests) > _GUESTS_AT_MOST:
+def _requests(guests: Collection[Address] | None, few: int = _FEW) -> list[bytes]:
+    if guests is None or len(guests) > _GUESTS_AT_MOST or _are_at_most(few):
         return [listing_request()]
     old = [guest for guest in guests if isinstance(guest, IPv4Address)]
     rest = [listing_request(socket.AF_INET6)] if len(old) < len(guests) else []
     return [*chain.from_iterable(map(source_requests, old)), *rest]
+
+
+def _are_at_most(few: int) -> bool:
+    """Whether no more connections are open on this host, guests' or not."""
+    number = sysctl.read(_OPEN)
+    return number.isdecimal() and int(number) <= few
 
 
 def _end_listed(requests: Iterable[bytes], is_meant: Callable[[Flow], bool]) -> list[Flow]:

@@ -44,7 +44,6 @@ class Kind(IntEnum):
 
 _DELETE, _GET, _SET = 1, 2, 3
 _REQUEST, _ACK, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10  # NLM_F_REQUEST, …
-_NESTED: Final = 0x8000  # NLA_F_NESTED
 REPLACE: Final = 0x100  # NLM_F_REPLACE
 CREATE: Final = 0x400  # NLM_F_CREATE: one that is there stays
 EXCLUSIVE: Final = CREATE | 0x200  # NLM_F_EXCL: one that is there is an error
@@ -156,11 +155,6 @@ class Rtnetlink:
         with _explained():
             list(self._answers(kind, _ACK | how, fields, given, []))
 
-    def set(self, kind: Kind, fields: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-        """Change what is there."""
-        with _explained():
-            list(self._answers(kind + _SET, _ACK, fields, given, []))
-
     def remove(self, kind: Kind, fields: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         """Remove an entry; that it has gone meanwhile is fine."""
         try:
@@ -202,14 +196,9 @@ class Rtnetlink:
         message = self._asking.message(kind)
         for name, value in fields.items():
             message[name] = value
-        message["attrs"] = [_attribute(name, value) for name, value in given.items()]
+        message["attrs"] = list(given.items())
         for answer in self._asking.ask(message, kind, flags, lambda each: seen.append(each["header"]["flags"])):
             yield Entry(answer, {slot[0]: slot[1] for slot in answer.get("attrs") or ()})
-
-
-def _attribute(name: str, value: Any) -> tuple[Any, ...]:
-    """Give an attribute as pyroute2 takes it, one that holds others with the mark that the kernel wants."""
-    return (name, value, _NESTED) if isinstance(value, dict) and "attrs" in value else (name, value)
 
 
 def _is_interrupted(flags: list[int]) -> bool:

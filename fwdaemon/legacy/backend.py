@@ -232,8 +232,9 @@ class LegacyBackend:
 
     def switched(self) -> frozenset[tuple[Family, str]]:
         """See `Backend.switched`."""
-        ways = {name: confined_from(name).comment.encode() for name in filter(is_interface_name, interface_names())}
-        found = {family: _filtering(family) for family in Family}
+        found = {family: held for family in Family if (held := _filtering(family))}
+        names = filter(is_interface_name, interface_names() if found else ())
+        ways = {name: confined_from(name).comment.encode() for name in names}
         return frozenset(
             (family, name) for family, held in found.items() for name, comment in ways.items() if comment in held
         )

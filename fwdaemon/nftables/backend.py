@@ -136,7 +136,8 @@ class NftablesBackend:
     def switched(self) -> frozenset[tuple[Family, str]]:
         """See `Backend.switched`."""
         found = {family: comments(family.word, TABLE_NAME, "forward") for family in self.held()}
-        ways = {name: newcomers_from(name).comment for name in filter(is_interface_name, interface_names())}
+        names = filter(is_interface_name, interface_names() if found else ())
+        ways = {name: newcomers_from(name).comment for name in names}
         return frozenset(
             (family, name) for family, known in found.items() for name, comment in ways.items() if comment in known
         )
@@ -326,6 +327,8 @@ class NftablesBackend:
         refused: Mapping[Gate, Fault] = {}
         committed = self._committed
         if plan.empty:
+            if observed is self._observed:  # what was read of an earlier run is equal, and would be kept beside it
+                self._observed = observed = replace(observed, tables=plan.tables)
             self._settled = (desired, observed, tuple(faults))
         else:
             refused = self._commit(plan, desired.label)

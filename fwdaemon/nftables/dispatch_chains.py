@@ -8,11 +8,12 @@ chain that looks their target up in a map: `nft` reads all chains of the host be
 them would make each change slow.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from fwdaemon.core.exposures import Exposure, Forward, Nat, Renaming, Route, Translated
 from fwdaemon.core.state import Desired
@@ -136,8 +137,7 @@ STRANGERS = "strangers"
 NEWCOMERS = "newcomers"
 
 
-@dataclass(frozen=True, slots=True)
-class DispatchChain:
+class DispatchChain(NamedTuple):
     """A chain, the map and key that lead to it, and the exposures it serves: that of each rule, or none.
 
     A plain forward has a `target` instead, and no rules, as the chain is there for all of them. What is open for a
@@ -157,13 +157,17 @@ class DispatchChain:
         """Where its exposures are in the table."""
         return self.map, self.key
 
-    @property
-    def elements(self) -> tuple[tuple[str, Held], ...]:
-        """What its key leads to, by map."""
-        leading = self.map, self.chain
-        if self.lasting is not None:
-            return leading, (LASTING[self.map], self.lasting)
-        return (leading,) if self.target is None else (leading, (TARGETS[self.map], self.target))
+
+def elements_of(found: Iterable[DispatchChain]) -> dict[str, dict[str, Held]]:
+    """Give what the keys of dispatch chains lead to, by map or set."""
+    elements = defaultdict[str, dict[str, Held]](dict)
+    for name, key, chain, _, _, target, lasting in found:
+        elements[name][key] = chain
+        if target is not None:
+            elements[TARGETS[name]][key] = target
+        if lasting is not None:
+            elements[LASTING[name]][key] = lasting
+    return elements
 
 
 def dispatch_chains(family: Family, desired: Desired) -> Iterator[DispatchChain]:
@@ -218,7 +222,8 @@ def of_segment(segment: PortSegment, terms: Terms) -> DispatchChain:
     """Give the dispatch chain of a piece of ports."""
     exact, ranges = EVERY_ADDRESS if segment.listen is None else ONE_ADDRESS
     if _is_plain(segment):
-        target = _target(segment.forwards[0], segment.ports.first)
+        (forward,) = segment.forwards
+        target = _target(forward.target, segment.ports.first + forward.shift, forward.domain)
         return DispatchChain(exact, _key(segment), PLAIN[exact], (), segment.forwards, target)
     ordered = segment.forwards if len(segment.forwards) == 1 else tuple(sorted(segment.forwards, key=_place_in_segment))
     name = exact if segment.ports.width == 1 else ranges
@@ -249,9 +254,8 @@ def _lasting(segment: PortSegment) -> Lasting | None:
 
 def _is_plain(segment: PortSegment) -> bool:
     """Whether a port segment is one port of one forward that takes packets from anyone and by any interface."""
-    if segment.ports.width > 1 or len(segment.forwards) > 1:
-        return False
-    return is_plain(segment.forwards[0])
+    ports, forwards = segment.ports, segment.forwards
+    return ports.first == ports.last and len(forwards) == 1 and is_plain(forwards[0])
 
 
 def _key(segment: PortSegment) -> str:
@@ -259,8 +263,10 @@ def _key(segment: PortSegment) -> str:
     return f"{listen}{segment.protocol} . {segment.ports}"
 
 
-def _target(forward: Forward, port: int) -> Target:
-    return Target(f"{_text(forward.target)} . {port + forward.shift}", label(forward.domain))
+@lru_cache(maxsize=256)
+def _target(address: Address, port: int, domain: str) -> Target:
+    """Give the very same for all forwards to one port of a guest."""
+    return Target(f"{_text(address)} . {port}", label(domain))
 
 
 def _segment_chain(segment: PortSegment) -> str:

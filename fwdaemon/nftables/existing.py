@@ -26,6 +26,7 @@ from fwdaemon.nftables.gates import (
     COMMENT,
     IPTABLES_NAMES,
     NFT_NAMES,
+    FoundRule,
     GateState,
     Wanted,
     iptables_program,
@@ -38,9 +39,9 @@ from fwdaemon.nftables.gates import (
     spellings,
     wanted_gates,
 )
-from fwdaemon.nftables.generation import JudgedMaps
+from fwdaemon.nftables.generation import LISTINGS, JudgedMaps
 from fwdaemon.nftables.guest_paths import iptables_paths, native_paths
-from fwdaemon.nftables.model import TABLE_NAME, FoundRule, Table, read_table
+from fwdaemon.nftables.model import TABLE_NAME, Table, read_table
 
 _SUBSYSTEM: Final = 10 << 8
 _GET_TABLE, _GET_CHAIN, _GET_RULE = (_SUBSYSTEM | kind for kind in (1, 4, 7))
@@ -313,7 +314,7 @@ class Observer:
 
     def _table(self, family: Family, known: Table | None) -> Table:
         try:
-            listing = self._runner.run("nft", "-j", "list", "table", family.word, TABLE_NAME).stdout
+            listing = self._runner.run(*LISTINGS[family]).stdout
         except ProcessError as error:
             if error.returncode != -signal.SIGABRT:
                 raise

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from fwdaemon.config.names import NFT_NAME
 from fwdaemon.core import bans
@@ -32,7 +32,7 @@ from fwdaemon.nftables.guest_paths import (
     is_native_path,
     native_script,
 )
-from fwdaemon.nftables.model import FoundRule, Item, items
+from fwdaemon.nftables.model import Item, items
 
 # How programs write our connection label when they list rules: by its number, or by the name that a file gives it.
 
@@ -74,6 +74,16 @@ _KNOWN_CHAINS = ((LIBVIRT_TABLE, "forward"), ("filter", "FORWARD"))
 
 
 _NO_PATHS: Final = Paths()
+
+
+class FoundRule(NamedTuple):
+    """Where a rule is, its number there, and its comment as `nft` keeps it; iptables-nft keeps its own elsewhere."""
+
+    family: str
+    table: str
+    chain: str
+    handle: int
+    comment: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from fwdaemon.core.admission import Need
 from fwdaemon.core.report import Actor, ActorKind, Fault, FaultKind, RulesChanged
+from fwdaemon.core.types import Family
 from fwdaemon.errors import HangingError, KernelError, ProcessError
 from fwdaemon.kernel.external_sets import Externals
 from fwdaemon.kernel.netlink import (
@@ -63,6 +64,10 @@ class Generation:
     pid: int
     process: str
     elements_only: bool = False
+
+
+# The words that list our table of a family.
+LISTINGS: Final = {family: ("nft", "-j", "list", "table", family.word, TABLE_NAME) for family in Family}
 
 
 def current_generation() -> int:

@@ -30,16 +30,6 @@ ENDED_PORTS = "ended_ports"
 VERDICT: Final = "verdict"
 
 
-class FoundRule(NamedTuple):
-    """Where a rule is, its number there, and its comment as `nft` keeps it; iptables-nft keeps its own elsewhere."""
-
-    family: str
-    table: str
-    chain: str
-    handle: int
-    comment: str
-
-
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One rule; `comment` ends in a digest of `expression`, which is empty when the rule was read back."""
@@ -190,7 +180,6 @@ def table_name(family: Family) -> str:
 # The schema is libnftables-json(5).
 
 # nft prints a protocol's number where /etc/protocols does not name it.
-
 _ADDRESS_TYPES = ("ipv4_addr", "ipv6_addr")
 _TARGET_TYPES = tuple(f"{address} . inet_service" for address in _ADDRESS_TYPES)
 
@@ -298,7 +287,7 @@ def _type(found: str | Iterable[str]) -> str:
 def _elements(elements: Iterable[Any], set_type: SetType) -> Iterator[tuple[str, Held]]:
     for element in elements:
         key, data = element if set_type.data else (element, None)
-        yield _key(key, set_type), _led_to(key, data, set_type)
+        yield _port(key) or _key(key, set_type), _led_to(key, data, set_type)
 
 
 def _led_to(key: Any, data: Any, set_type: SetType) -> Held:
@@ -308,22 +297,34 @@ def _led_to(key: Any, data: Any, set_type: SetType) -> Held:
             return Lasting(_comment(key))
         case None:
             return None
+        case {"concat": [str(address), int(port)]} if set_type.data in _TARGET_TYPES:
+            return _target(address, port, _comment(key))
         case {"jump": {"target": str(chain)}} if set_type.data == VERDICT:
             return chain
-        case {"concat": [str(address), int(port)]} if set_type.data in _TARGET_TYPES:
-            return Target(f"{_address(address)} . {port}", _comment(key))
         case _:
             return ""
+
+
+@lru_cache(maxsize=256)
+def _target(address: str, port: int, comment: str) -> Target:
+    """Give the very same for all of the same; thousands of forwards lead to few ports."""
+    return Target(f"{ip_address(address)} . {port}", comment)
 
 
 def _comment(key: Any) -> str:
     return str(key["elem"].get("comment", "")) if isinstance(key, dict) and "elem" in key else ""
 
 
+def _port(key: Any) -> str | None:
+    """Read what nearly all keys are, a protocol and a port, in half the time that patterns take."""
+    parts = key.get("concat") if type(key) is dict else None
+    return f"{parts[0]} . {parts[1]}" if type(parts) is list and list(map(type, parts)) == [str, int] else None
+
+
 def _key(key: Any, set_type: SetType) -> str:
     match key:
         case {"elem": {"val": inner}}:
-            return _key(inner, set_type)
+            return _port(inner) or _key(inner, set_type)
         case {"concat": [*parts]}:
             return " . ".join(map(_part, parts, range(3 - len(parts), 3)))
         case {"prefix": {"addr": address, "len": length}}:
@@ -387,12 +388,13 @@ def word_of(content: Set) -> str:
 
 def element_text(element: tuple[str, Held], now: float) -> str:
     """Write a key of a set or map, and what it leads to; `now` is CLOCK_BOOTTIME's."""
-    match element:
-        case key, None:
-            return key
-        case key, Lasting(comment, ends):
+    key, held = element
+    match held:
+        case str():
+            return f"{key} : jump {held}"
+        case Target():
+            return f'{key} comment "{held.comment}" : {held.data}'
+        case Lasting(comment, ends):
             return f'{key} timeout {ceil(1000 * max(ends - now + _LONGER_S, _LONGER_S))}ms comment "{comment}"'
-        case key, Target(data, comment):
-            return f'{key} comment "{comment}" : {data}'
-        case key, chain:
-            return f"{key} : jump {chain}"
+        case None:
+            return key

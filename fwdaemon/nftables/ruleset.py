@@ -41,6 +41,7 @@ from fwdaemon.nftables.dispatch_chains import (
     MapKey,
     asked,
     dispatch_chains,
+    elements_of,
     labelled,
     labelling,
     renaming,
@@ -51,7 +52,6 @@ from fwdaemon.nftables.model import (
     VERDICT,
     Chain,
     Elements,
-    Held,
     Hook,
     Rule,
     Set,
@@ -141,13 +141,9 @@ def renamings_of(table: Table) -> frozenset[Renaming]:
 
 
 def _table(family: Family, found: Iterable[DispatchChain], desired: Desired) -> Table:
-    chains, elements = {}, defaultdict[str, dict[str, Held]](dict)
-    for dispatch_chain in found:
-        for name, content in dispatch_chain.elements:
-            elements[name][dispatch_chain.key] = content
-        if dispatch_chain.target is None:
-            chains[dispatch_chain.chain] = Chain(dispatch_chain.rules)
-    return with_elements(frame(family, desired), chains, elements)
+    listed = tuple(found)
+    chains = {each.chain: Chain(each.rules) for each in listed if each.target is None}
+    return with_elements(frame(family, desired), chains, elements_of(listed))
 
 
 # --- hooks -----------------------------------------------------------------------------------------------------------

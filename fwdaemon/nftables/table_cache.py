@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 from weakref import ref
 
 from fwdaemon.core.exposures import Exposure, Forward
-from fwdaemon.core.state import Counted, Desired, Dropped
+from fwdaemon.core.state import Counted, Desired, Dropped, by_family
 from fwdaemon.core.types import PROTOCOLS, Address, Family
 from fwdaemon.nftables.admission import DENY, terms
 from fwdaemon.nftables.dispatch_chains import (
@@ -25,9 +25,9 @@ from fwdaemon.nftables.dispatch_chains import (
     TARGETS,
     TO_PUBLIC,
     DispatchChain,
-    MapKey,
     MapKeys,
     dispatch_chains,
+    elements_of,
     of_addresses,
     of_segment,
 )
@@ -60,8 +60,9 @@ class TableCache:
         """Say which exposures these keys serve; a key of the kernel's that we do not want serves none."""
         page = self._pages.get(family)
         known = page.exposures if page else {}
-        served = known.values() if map_keys.every else (known.get(map_key, ()) for map_key in map_keys.named)
-        return chain.from_iterable(served)
+        if map_keys.every:
+            return chain.from_iterable(served for keys in known.values() for served in keys.values())
+        return chain.from_iterable(known[name].get(key, ()) for name, key in map_keys.named if name in known)
 
     def served(self, found: Mapping[Family, MapKeys]) -> frozenset[Exposure]:
         """Name the exposures that are served under these keys."""
@@ -76,10 +77,10 @@ class _Made(NamedTuple):
 
 
 class _Page:
-    """One family: its port segments and its dispatch chains in the table, and the `exposures` of each map key."""
+    """One family: its port segments and its dispatch chains in the table, and the `exposures` of each key, by map."""
 
     def __init__(self, family: Family) -> None:
-        self.exposures: dict[MapKey, tuple[Exposure, ...]] = {}
+        self.exposures: defaultdict[str, dict[str, tuple[Exposure, ...]]] = defaultdict(dict)
         self._family = family
         self._segments = SegmentIndex()
         self._addresses: list[DispatchChain] = []
@@ -113,55 +114,42 @@ class _Page:
 
     def _step(self, bare: Table) -> Step | None:
         """Say what is new since the last table: in both frames, and what was touched; `None` where that is no less."""
-        if self._last is None or len(self._touched) >= len(self.exposures):
+        if self._last is None or len(self._touched) >= sum(map(len, self.exposures.values())):
             return None
         keys: dict[str, set[str]] = {name: set() for name in self._elements}
-        for dispatch_chain in self._touched:
-            for name, _ in dispatch_chain.elements:
-                keys[name].add(dispatch_chain.key)
+        for name, elements in elements_of(self._touched).items():
+            keys[name].update(elements)
         chains = {*self._last.frame.chains, *bare.chains, *(dispatch_chain.chain for dispatch_chain in self._touched)}
         return Step(ref(self._last.table), chains, keys)
 
     def _replace(self, old: Collection[DispatchChain], new: Collection[DispatchChain]) -> None:
         """Change copies: tables that were given hold what is there now."""
-        touched = [*old, *new]
-        self._touched += touched
+        self._touched += [*old, *new]
         self._chains = dict(self._chains)
-        for name in {name for dispatch_chain in touched for name, _ in dispatch_chain.elements}:
+        leaving, coming = elements_of(old), elements_of(new)
+        for name in leaving.keys() | coming.keys():
             self._elements[name] = dict(self._elements[name])
-        for dispatch_chain in old:
-            self._take_out(dispatch_chain)
-        for dispatch_chain in new:
-            self._put_in(dispatch_chain)
-
-    def _take_out(self, dispatch_chain: DispatchChain) -> None:
-        del self.exposures[dispatch_chain.map_key]
-        for name, _ in dispatch_chain.elements:
-            del self._elements[name][dispatch_chain.key]
-        if dispatch_chain.target is None:
-            del self._chains[dispatch_chain.chain]
-
-    def _put_in(self, dispatch_chain: DispatchChain) -> None:
-        self.exposures[dispatch_chain.map_key] = dispatch_chain.exposures
-        for name, content in dispatch_chain.elements:
-            self._elements[name][dispatch_chain.key] = content
-        if dispatch_chain.target is None:
-            self._chains[dispatch_chain.chain] = Chain(dispatch_chain.rules)
+        for name, elements in leaving.items():
+            for key in elements:
+                del self._elements[name][key]
+        for name, elements in coming.items():
+            self._elements[name].update(elements)
+        for name, key, chain_name, _, _, target, _ in old:
+            del self.exposures[name][key]
+            if target is None:
+                del self._chains[chain_name]
+        for name, key, chain_name, rules, exposures, target, _ in new:
+            self.exposures[name][key] = exposures
+            if target is None:
+                self._chains[chain_name] = Chain(rules)
 
 
 def _turned(pages: dict[Family, _Page], before: Desired, desired: Desired) -> dict[Family, Table]:
     """Bring the pages from one state to another, and give the tables."""
-    gone, come = _by_family(before.forwards - desired.forwards), _by_family(desired.forwards - before.forwards)
+    gone, come = by_family(before.forwards - desired.forwards), by_family(desired.forwards - before.forwards)
     for family in desired.families | pages.keys():
         pages.setdefault(family, _Page(family)).change(gone[family], come[family], desired)
     return {family: pages[family].table(desired) for family in sorted(desired.families)}
-
-
-def _by_family(forwards: Iterable[Forward]) -> defaultdict[Family, list[Forward]]:
-    found: defaultdict[Family, list[Forward]] = defaultdict(list)
-    for forward in forwards:
-        found[forward.family].append(forward)
-    return found
 
 
 # Which rules and elements count connections, and what they have counted. Pure.

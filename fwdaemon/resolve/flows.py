@@ -8,6 +8,7 @@ was open to the host itself before an exposure took its port: its client would n
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from ipaddress import ip_address, ip_network
 from operator import attrgetter
 
@@ -95,7 +96,8 @@ class Carriers:
 
     def routed(self, address: Address) -> Exposure | None:
         """Give the live route to an address."""
-        keys = (subnet_key(address, length) for family, length in self._lengths if family is Family.of(address))
+        own = Family.of(address)
+        keys = (subnet_key(address, length) for family, length in self._lengths if family is own)
         return next((self._by_key[key][0] for key in keys if key in self._by_key), None)
 
 
@@ -124,13 +126,14 @@ class Judge:
         left: Collection[Renaming] = (),
         gatekeeper: Gatekeeper | None = None,
     ) -> None:
-        self._fewer_uplinks = fewer_uplinks
-        self._gatekeeper = gatekeeper
+        self._fewer_uplinks, self._gatekeeper, self._exposures, self._local = fewer_uplinks, gatekeeper, live, local
         kept, gone = renamings(live), renamings(removed).union(left)
         self.renamed = gone | kept if fewer_uplinks else gone - kept
-        self._live = Carriers(live)
-        self._local = local
         self._before = Carriers(removed if any(map(_bound, live)) else ())
+
+    @cached_property
+    def _live(self) -> Carriers:  # thousands: only where there is a flow to judge
+        return Carriers(self._exposures)
 
     def is_misnamed(self, flow: Flow) -> bool:
         """Whether one without our label was opened by a guest under a public address that it may not use any more."""

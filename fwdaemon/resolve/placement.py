@@ -19,7 +19,7 @@ from fwdaemon.core.exposures import Forward, Nat, Owner, Route
 from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind, Inventory, Network
 from fwdaemon.core.report import Assigned
 from fwdaemon.core.state import Desired, ExpandedEntry, Silent, Unchosen, Waiting
-from fwdaemon.core.types import Family, Subnet
+from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.resolve.claims import Key
 from fwdaemon.resolve.expansion import Assignments, Before, Expander, Expansion, aged
 from fwdaemon.resolve.guests import (
@@ -374,26 +374,16 @@ def _one_to_one(entry: NatEntry, guest: Guest) -> Nat:
 
 
 def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
-    family = Family.of(guest.address)
+    family, name, target = Family.of(guest.address), guest.domain.name, guest.address
     sources = tuple(subnet for subnet in entry.sources if Family.of(subnet) is family)
-    admission = entry.admission and entry.admission.of(family)
-    for mapping in entry.mappings:
-        for listen in entry.listens_on(mapping, family):
-            yield Forward(
-                domain=guest.domain.name,
-                protocol=mapping.protocol,
-                listen=listen,
-                ports=mapping.host,
-                target=guest.address,
-                target_ports=mapping.guest,
-                interface=entry.interface,
-                sources=sources,
-                masquerade=entry.masquerade,
-                bridge=guest.bridge,
-                bridge_port=guest.bridge_port,
-                origin=mapping.origin,
-                auto=mapping.auto,
-                admission=admission,
-                until=entry.until,
-                log=entry.log,
-            )
+    asked = entry.interface, sources, entry.masquerade
+    bridge, port = guest.bridge, guest.bridge_port
+    how = entry.admission and entry.admission.of(family), entry.until, entry.log
+    listening: dict[Address | None, list[Address | None]] = {}
+    # By position, and nothing worked out again for each: there may be thousands.
+    for item in entry.mappings:
+        if item.listen not in listening:
+            listening[item.listen] = entry.listens_on(item, family)
+        for listen in listening[item.listen]:
+            where = item.protocol, listen, item.host, target, item.guest
+            yield Forward(name, *where, *asked, bridge, port, item.origin, item.auto, *how)

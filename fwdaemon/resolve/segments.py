@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import attrgetter
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from fwdaemon.core.exposures import Forward, Route, Translated
 from fwdaemon.core.state import Desired
@@ -156,8 +156,7 @@ Place: TypeAlias = tuple[Address | None, Protocol]
 """Where forwards listen, apart from their ports."""
 
 
-@dataclass(frozen=True, slots=True)
-class PortSegment:
+class PortSegment(NamedTuple):
     """A piece of ports on one address (`None`: every local one) and the forwards that claim it."""
 
     listen: Address | None
@@ -173,7 +172,7 @@ Run: TypeAlias = tuple[Forward, ...]
 def segments(forwards: Iterable[Forward]) -> tuple[PortSegment, ...]:
     """Cut the forwards of one family into port segments; none of them share a packet's address, protocol and port."""
     places = sorted(_by_place(forwards).items(), key=lambda claim: tuple(map(str, claim[0])))
-    return tuple(segment for place, claimed in places for run in _runs(claimed) for segment in _cut(place, run))
+    return tuple(segment for place, claimed in places for segment in _cut(place, _runs(claimed)))
 
 
 class SegmentIndex:
@@ -193,8 +192,8 @@ class SegmentIndex:
             staying = {forward for run in touched for forward in run}.difference(left)
             fresh = list(_runs([*staying, *came]))
             _replace(self._runs[place], touched, fresh)
-            before += (segment for run in touched for segment in _cut(place, run))
-            after += (segment for run in fresh for segment in _cut(place, run))
+            before += _cut(place, touched)
+            after += _cut(place, fresh)
         return before, after
 
 
@@ -242,21 +241,25 @@ def _runs(claimed: Iterable[Forward]) -> Iterator[Run]:
     run: list[Forward] = []
     reach = 0
     for forward in sorted(claimed, key=_first_and_last):
-        if run and forward.ports.first > reach:
+        ports = forward.ports
+        if run and ports.first > reach:
             yield tuple(run)
             run = []
         run.append(forward)
-        reach = max(reach, forward.ports.last)
+        reach = max(reach, ports.last)
     if run:
         yield tuple(run)
 
 
-def _cut(place: Place, run: Run) -> Iterator[PortSegment]:
-    """Cut a run at all edges of its claims."""
-    if len(run) == 1:
-        yield PortSegment(*place, run[0].ports, run)
-        return
-    edges = sorted({forward.ports.first for forward in run} | {forward.ports.last + 1 for forward in run})
-    for first, after in pairwise(edges):
-        piece = PortRange(first, after - 1)
-        yield PortSegment(*place, piece, tuple(forward for forward in run if forward.ports.overlaps(piece)))
+def _cut(place: Place, runs: Iterable[Run]) -> Iterator[PortSegment]:
+    """Cut runs at all edges of their claims; nearly all are one claim."""
+    listen, protocol = place
+    for run in runs:
+        if len(run) == 1:
+            yield PortSegment(listen, protocol, run[0].ports, run)
+            continue
+        edges = sorted({forward.ports.first for forward in run} | {forward.ports.last + 1 for forward in run})
+        for first, after in pairwise(edges):
+            piece = PortRange(first, after - 1)
+            claiming = tuple(forward for forward in run if forward.ports.overlaps(piece))
+            yield PortSegment(listen, protocol, piece, claiming)

@@ -72,7 +72,7 @@ class Allocator:
         self.turns = tuple(turns)
         self._grants: Grants | None = None
         self._config: Config | None = None
-        self._files = Taken()
+        self._files: Taken | None = None
         self._facts: tuple[object, ...] = ()
         self._local: frozenset[Address] = frozenset()
         self._wishes: dict[UUID, tuple[Domain, Wishes]] = {}
@@ -88,7 +88,7 @@ class Allocator:
         """Give the grants on this inventory; `ports` are assigned, and `rebooting` domains keep what they have."""
         if self._grants is None or config is not self._config:
             self._config, self._facts, self._wishes = config, (), {}
-            self._files, self._grants = Taken(config.entries), Grants(config)
+            self._files, self._grants = None, Grants(config)
         asking = tuple(domain for domain in inventory.domains if domain.metadata is not None)
         held = self._held_by(ports) if asking else {}
         unnamed = nameless(asking, inventory.domains)
@@ -96,13 +96,19 @@ class Allocator:
         facts = asking, unnamed, [domain.instance for domain in asking], of_host, held, rebooting
         if facts == self._facts:
             return self._grants
-        share = Share(self._files, inventory, held, unnamed, Turns(self.turns))
+        share = Share(self._of_files(config, asking), inventory, held, unnamed, Turns(self.turns))
         for domain, wished in self._asked(config, asking, inventory):
             share.ask(domain, wished, live=is_live(domain) or domain.uuid in rebooting)
         share.deal()
         self._facts, self.turns = facts, share.turns
         self._grants = _granted(config, self._grants, share)
         return self._grants
+
+    def _of_files(self, config: Config, asking: Collection[Domain]) -> Taken:
+        """Give what files claim; as long as no domain asks for anything, thousands of claims take no memory."""
+        if self._files is None and asking:
+            self._files = Taken(config.entries)
+        return self._files or Taken()
 
     def _held_by(self, ports: Assignments) -> Owners:
         """Give the ports that are assigned; where thousands are, that takes a while, so it is kept."""

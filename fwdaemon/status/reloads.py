@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 # StateDirectory= of the unit.
 STATE: Final = Path("/var/lib/kvm-portfwd")
-_PORTS: Final = frozenset(range(1, 65536))
+_PORTS: Final = range(1, 65536)
 _HOUR_S: Final = 3600
 MOST_KEPT: Final = 128 << 20
 _PATIENCE_S: Final = 5.0
@@ -215,7 +215,7 @@ def _assignments(records: Iterable[Mapping[str, object]]) -> Assignments:
     for record in records:
         guest, port, gone = (int(str(record[key])) for key in ("guest", "port", "gone"))
         item = AutoPort(UUID(str(record["domain"])), guest, Protocol(str(record["protocol"])))
-        if not {guest, port} <= _PORTS or gone < 0 or item in found:
+        if guest not in _PORTS or port not in _PORTS or gone < 0 or item in found:
             raise ValueError(f"no port is {record}")
         found[item] = Held(port, float(gone))
     users = {(held.port, item[:2]) for item, held in found.items()}

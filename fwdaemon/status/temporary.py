@@ -226,6 +226,8 @@ class Openings:
 
     def merged(self, config: Config) -> Config:
         """Add what is open; what a file claims from now on is closed."""
+        if not self.current:  # to index what files claim takes a while where that is much
+            return config
         merged, claimed = opened(config, [item.entry for item in self.current])
         gone = [item for item in self.current if item.origin in claimed]
         self._end(gone)

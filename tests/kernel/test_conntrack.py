@@ -49,10 +49,13 @@ def tracked(runner: SystemRunner, version: int, protocol: str) -> list[str]:
 
 
 def swept(
-    live: Collection[Exposure], guests: Collection[Address] | None = None, removed: Collection[Exposure] = ()
+    live: Collection[Exposure],
+    guests: Collection[Address] | None = None,
+    removed: Collection[Exposure] = (),
+    few: int = 0,
 ) -> list[tuple[int, Address]]:
     """End what is outdated; give the ports and guests."""
-    found = [entry for batch in outdated(Judge(live, (), removed), LABEL, guests) for entry in batch]
+    found = [entry for batch in outdated(Judge(live, (), removed), LABEL, guests, few) for entry in batch]
     assert end(found) == len({entry.key for entry in found})
     return sorted({(entry.flow.destination_port, entry.flow.server) for entry in found})
 
@@ -123,6 +126,14 @@ def test_only_connections_of_some_guests_are_looked_at(runner: SystemRunner) -> 
     assert tracked(runner, 4, "tcp") == ["9090"]
     many = [address(f"192.0.2.{number}") for number in range(20)]
     assert swept((), [*many, address(other)]) == [(9090, address(other))]
+
+
+def test_where_few_connections_are_open_all_of_them_are_looked_at(runner: SystemRunner) -> None:
+    label_rule(runner)
+    for port in (8080, 9090):
+        begin(4, "tcp", port, label=LABEL, to=OTHER)
+    assert swept((), [address(GUESTS[4])], few=1) == []
+    assert swept((), [address(GUESTS[4])], few=2) == [(8080, address(OTHER)), (9090, address(OTHER))]
 
 
 def test_what_a_connection_expected_lives_as_long_as_that_one(runner: SystemRunner) -> None:

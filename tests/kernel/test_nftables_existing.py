@@ -4,6 +4,8 @@ import subprocess
 
 import pytest
 
+from fwdaemon.commands.run import AheadRunner
+from fwdaemon.core.types import Family
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.nftables.existing import (
     HookedChain,
@@ -13,7 +15,9 @@ from fwdaemon.nftables.existing import (
     is_iptables,
     rules_holding,
 )
-from fwdaemon.nftables.model import FoundRule, items
+from fwdaemon.nftables.gates import FoundRule
+from fwdaemon.nftables.generation import LISTINGS
+from fwdaemon.nftables.model import TABLE_NAME, items
 
 FAMILIES = ("ip", "ip6", "inet", "arp", "bridge", "netdev")
 CHAINS = """
@@ -128,3 +132,13 @@ def test_names_that_are_no_text_are_listed_like_others() -> None:
     assert hooked_chains() == [HookedChain("ip", "filter", "FORWARD", "filter", HOOKS["forward"], 0)]
     assert has_rules("ip", "filter", "FORWARD")
     assert not has_rules("ip", "filter", "c")
+
+
+def test_what_was_listed_ahead_is_given_once_and_not_after_a_commit(runner: SystemRunner) -> None:
+    words, table = LISTINGS[Family.IPV4], ("ip", TABLE_NAME)
+    runner.run("nft", "add", "table", *table)
+    early, late = AheadRunner(), AheadRunner()
+    assert early.run(*words).pid != early.run(*words).pid
+    runner.run("nft", "add", "chain", *table, "new")
+    assert "new" in late.run(*words).stdout
+    assert "new" in early.run(*words).stdout

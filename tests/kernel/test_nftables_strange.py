@@ -12,7 +12,7 @@ from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.kernel.process import Finished, SystemRunner
 from fwdaemon.nftables.backend import NftablesBackend
-from fwdaemon.nftables.model import FoundRule
+from fwdaemon.nftables.gates import FoundRule
 from tests import sentences
 from tests.kernel.test_nftables import ALL, HOSTILE, LIBVIRT, MAIL, WEB
 from tests.unit.forwards import forward

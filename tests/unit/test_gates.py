@@ -7,6 +7,7 @@ from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.types import Family, Gate, GateFault
 from fwdaemon.nftables.gates import (
     COMMENT,
+    FoundRule,
     Spellings,
     iptables_script,
     opening_script,
@@ -15,7 +16,6 @@ from fwdaemon.nftables.gates import (
     read_native,
     wanted_gates,
 )
-from fwdaemon.nftables.model import FoundRule
 
 LABEL = 25
 SPELLED: Spellings = frozenset({25, "ours"})

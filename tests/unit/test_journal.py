@@ -76,9 +76,10 @@ def test_who_logs_waits_for_no_reader_and_what_was_lost_is_counted(pipe: tuple[T
     source, sink = pipe
     filled, arrears = fill(sink), Arrears()
     handler = QueueHandler(StreamOutlet(sink), 3, arrears)
-    for number in range(10):
-        handler.handle(line(f"line {number}"))
+    handler.handle(line("line 0"))
     wait_until(lambda: [late.job for late in arrears.late(0.0)] == [Job.LOG], "the status shows that it waits")
+    for number in range(1, 10):
+        handler.handle(line(f"line {number}"))
     os.read(source.fileno(), filled)
     written = [source.readline().rstrip()]
     while "lost" not in written[-1]:
