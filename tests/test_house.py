@@ -179,6 +179,13 @@ def _touched() -> dict[str, list[list[str]]]:
     return {change: [re.findall(own, part) for part in parts] for change, *parts in rows}
 
 
+def test_no_module_starts_a_shell() -> None:
+    """Import contracts keep `subprocess` to one module; what else could start one has these names."""
+    shell = re.compile(r"""shell=|os\.(system|popen)\b|getoutput|subprocess_shell|['"](/bin/)?(ba|da)?sh['"]""")
+    texts = {path: path.read_text(encoding="utf-8") for path in _PACKAGE.rglob("*.py")}
+    assert [str(path) for path, text in texts.items() if shell.search(text)] == []
+
+
 def test_no_test_patches_a_private_name() -> None:
     """What a test has to vary is a parameter with a default: a test that patches breaks when the code is moved."""
     files = sorted((_ROOT / "tests").rglob("*.py"))

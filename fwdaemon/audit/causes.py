@@ -18,7 +18,7 @@ from fwdaemon.core.report import (
     ReasonKind,
     ReconcileReport,
 )
-from fwdaemon.core.state import Desired, Namesake, Unchosen, in_order
+from fwdaemon.core.state import Desired, Namesake, Unchosen
 from fwdaemon.core.text import printable, shown
 from fwdaemon.core.types import Address, Origin
 

@@ -344,11 +344,6 @@ def by_family(forwards: Collection[Forward]) -> Mapping[Family, list[Forward]]:
     return {family: found[kind] for kind, family in _FAMILIES.items()}
 
 
-def in_order(exposures: Collection[Exposure]) -> list[Exposure]:
-    """Give exposures in the order in which the audit lists them."""
-    return sorted(exposures, key=lambda exposure: (exposure.owner, exposure.listens_at()))
-
-
 # What rules have counted of a state.
 
 _Counter = TypeVar("_Counter")

@@ -130,6 +130,7 @@ _POSSIBLE: dict[str, Callable[..., bool]] = {
     "rules": _rules,
     "configuration": lambda world, *_: not world.misread,
     "reload": lambda world, *_: not world.misread and _can_open(world),
+    "relabel": lambda world: world.can_settle and not world.misread and _rules_can_be_written(world),
     "metadata": _domain(lambda _, domain: domain.running),
     "set-file": lambda world, name: name not in BROKEN or (world.can_settle and "var" not in world.short),
     "ban": lambda world, address: _can_ban(world) and address not in world.banned,
@@ -188,7 +189,7 @@ _WEIGHTS = {
     "daemon-kill": 3, "daemon-stop": 3, "daemon-remove": 3, "flush": 15, "daemon-start": 80,
     "daemon-pause": 3, "daemon-resume": 80,
     "take": 50, "give-back": 90, "flood": 6, "open": 8, "open-briefly": 6, "close": 4,
-    "reload": 10, "metadata": 12, "set-file": 16, "ban": 10, "unban": 8,
+    "reload": 10, "relabel": 3, "metadata": 12, "set-file": 16, "ban": 10, "unban": 8,
 }  # fmt: skip
 
 

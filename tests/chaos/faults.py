@@ -82,6 +82,7 @@ class Faults:
             "open-briefly": self._open_briefly,
             "close": lambda: self._open("close", opened=False),
             "reload": self._reloading.reload,
+            "relabel": self._reloading.relabel,
             "set-file": self._reloading.set_file,
             "ban": self._reloading.ban,
             "unban": self._reloading.unban,

@@ -1,4 +1,4 @@
-"""Configurations that are to be confirmed, files of sets, and bans: done to the host, and to the model of it."""
+"""Configurations to be confirmed, another label, files of sets, and bans: done to the host, and to the model of it."""
 
 import json
 
@@ -8,6 +8,7 @@ from tests.lab.host import Host
 from tests.lab.place import wait_until
 
 _CONFIG = "/etc/portfwd.toml"
+_OTHER_LABEL = 26
 # The least that may be asked for, and more than any test takes.
 _SOON, _LATE = "2s", "1h"
 # By then, the daemon has looked at the file of a set.
@@ -47,6 +48,13 @@ class Reloading:
 
     def _now(self) -> float:
         return float(self._host.run("date", "+%s").stdout)
+
+    def relabel(self) -> None:
+        """Have connections carry another label, and at once the one of before again."""
+        before = self._world.config()
+        for text in (before.replace("[daemon]\n", f"[daemon]\nlabel = {_OTHER_LABEL}\n"), before):
+            self._host.write(_CONFIG, text)
+            portfwd(self._host, "reload")
 
     def set_file(self, name: str) -> None:
         """Replace the file of a set; of one that is wrong, wait until the daemon says so: nothing else follows."""

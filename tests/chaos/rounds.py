@@ -34,6 +34,8 @@ _LIBVIRT_WRITES = ("network-", "libvirtd-", "readdress a")
 
 # What takes all of ours away, and ends the connections that came through it.
 _REMOVING = {"daemon-remove", "flush"}
+# What ends the connections that carry our label, and not those that guests with a public address opened.
+_RELABELLING = {"relabel"}
 
 
 class WrongError(AssertionError):
@@ -76,9 +78,10 @@ class Rounds:
 
     def _do(self, action: Action, fault: RuleFault | None) -> None:
         answers, listing = probes.answers(self._world), Listing.of(self._stage.host)
-        if (fault and fault.rests) or action.kind in _REMOVING:
+        if (fault and fault.rests) or action.kind in _REMOVING | _RELABELLING:
             self._stage.steady.rest()
         self._faults.do(action)
+        self._stage.steady.over |= action.kind in _RELABELLING
         self._count(action)
         self._settle()
         if action.kind == "daemon-stop" and (wrong := self._wrong_rules()):

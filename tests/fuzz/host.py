@@ -1,9 +1,10 @@
-"""What the host shows of others' doings: legacy tables, counters in our own, leases, links and mounts."""
+"""What the host shows of others' doings: legacy tables, counters in our own, leases, links, mounts, names of labels."""
 
 import json
 import os
 import re
 import struct
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from fwdaemon.kernel.netlink import attribute
 from fwdaemon.legacy import info as legacy
 from fwdaemon.legacy.info import decode, read_chains
 from fwdaemon.legacy.model import TableName, is_own
+from fwdaemon.nftables.gates import spellings
 from fwdaemon.nftables.table_cache import read_packets
 from fwdaemon.resolve.snapshot import LeaseNews, read_leases
 from tests.fuzz.choices import Choices
@@ -25,6 +27,7 @@ from tests.unit.saying import said
 
 _COUNTERS: Final = (Path(__file__).parent / "listings" / "counters.txt").read_text(encoding="utf-8")
 _COMMENT: Final = re.compile('(?<=comment ")[^"]*')
+_LABEL: Final = 25
 
 
 def _bytes(choices: Choices) -> bytes:
@@ -167,10 +170,28 @@ def _mangled(choices: Choices) -> bytes:
     return re.sub(rb"[ \t\n\\#]", lambda found: b"\\%03o" % found[0][0], _bytes(choices))
 
 
+def label_names(data: bytes) -> None:
+    """Read a file that gives connection labels names: ours goes by its number, and by what names that number alone."""
+    choices, lines, ours = Choices(data), list[str](), set[str]()
+    for _ in range(choices.number(8)):
+        number = choices.one_of(("25", "0x19", "24", "-25", "9" * 5000, choices.text()))
+        words = choices.text().split()[:1]
+        lines.append(" ".join([number, *words]))
+        ours |= set(words) if number in {"25", "0x19"} else set()
+    with tempfile.NamedTemporaryFile(prefix="kvm-portfwd-fuzz-") as file:
+        path = Path(file.name)
+        path.write_text("\n".join(lines), encoding="utf-8", errors="replace")
+        assert spellings(_LABEL, path) >= {_LABEL, *(name for name in ours if name.isascii())}
+        path.write_bytes(data)
+        assert _LABEL in spellings(_LABEL, path)
+    assert spellings(_LABEL, path) == {_LABEL}
+
+
 READERS: dict[str, Callable[[bytes], None]] = {
     "legacy-table": legacy_table,
     "nft-counters": nft_counters,
     "lease-list": lease_list,
     "link-change": link_change,
     "mounts": mounts,
+    "label-names": label_names,
 }

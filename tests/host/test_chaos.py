@@ -9,8 +9,9 @@ from tests.chaos import run
 from tests.chaos.actions import SHORTAGES, Action
 from tests.lab.release import DEBIAN12_LEGACY, DEBIAN13_NFTABLES, Flavour
 
-# Who may connect is known again after a kill and a wipe; something is open for a while through every shortage, with
-# something to do meanwhile, and each way to end the daemon. In the end, time runs out while no daemon is there.
+# Who may connect is known again after a kill and a wipe; connections carry another label for a moment; something is
+# open for a while through every shortage, with something to do meanwhile, and each way to end the daemon. In the end,
+# time runs out while no daemon is there.
 _EVERYTHING = """\
 open
 metadata a allowed
@@ -19,6 +20,7 @@ ban 203.0.113.9
 daemon-kill
 rules nft-delete-table 1
 daemon-start
+relabel
 unban all
 set-file broken
 rules policy-drop-iptables-nft 1
@@ -66,6 +68,7 @@ daemon-kill
 rules ipset-destroy 1
 daemon-start
 rules ipset-flush 1
+relabel
 take connections
 configuration steady steady6 steady-nat steady-rate steady-open steady-automatic a-learned b-configured c-nat
 stop b

@@ -23,6 +23,8 @@ CACHE = Path(os.environ.get("KVM_PORTFWD_LAB_CACHE", "/var/cache/kvm-portfwd-lab
 _CERTIFICATES = Path("etc/ssl/certs/ca-certificates.crt")
 _KERNEL_PACKAGE = "linux-image-cloud-amd64"
 _AGENT_PACKAGE = "qemu-guest-agent"
+# What an emulated machine has beyond the image of a whole one.
+_APPARMOR_PACKAGE = "apparmor"
 # Docker's daemon and what it starts, by package.
 _DOCKER = {
     "docker.io": ("usr/sbin/dockerd", "usr/sbin/docker-proxy"),
@@ -93,6 +95,24 @@ def guest_kernel() -> Path:
     """A directory with `vmlinuz` and the uncompressed modules of Debian's cloud kernel."""
     versioned = _kernel_package()
     return _cached(f"kernel-{_key(versioned, *MODULES)}", lambda target: _build_kernel(target, versioned))
+
+
+def emulated_kernel() -> Path:
+    """A directory for an emulator: `vmlinuz`, `initramfs`, and `system`, a disk with its modules and with AppArmor."""
+    versioned = _kernel_package()
+    script = (_MACHINE / "initramfs.sh").read_text(encoding="utf-8")
+    return _cached(f"emulated-{_key(versioned, script)}", lambda target: _build_emulated_kernel(target, versioned))
+
+
+def machine_disk(release: Release) -> Path:
+    """A disk with the root directory of a whole machine, for an emulator."""
+    root = machine_root(release)
+    return _cached(f"disk-{root.name}", lambda target: make_disk(root, target / "disk")) / "disk"
+
+
+def make_disk(root: Path, disk: Path) -> None:
+    """Write what is below a directory to a disk that is only read; it takes no more room than that."""
+    run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", root, disk, "4G"], timeout=300)
 
 
 def guest_agent() -> Path:
@@ -257,6 +277,24 @@ def _build_kernel(target: Path, package: str) -> None:
         image.rename(target / "vmlinuz")
         for module in unpacked.glob("**/modules/*/kernel/**/*.ko*"):
             _keep_module(module, target)
+
+
+def _build_emulated_kernel(target: Path, package: str) -> None:
+    system = target / "root"
+    for name in (package, _APPARMOR_PACKAGE):
+        with _unpacked(name, target) as unpacked:
+            for part in unpacked.iterdir():
+                # Links on the machine, which no directory is to cover.
+                place = system / "usr" / part.name if part.name in {"bin", "lib", "sbin"} else system / part.name
+                shutil.copytree(part, place, symlinks=True, dirs_exist_ok=True)
+    (kernel,) = (system / "boot").glob("vmlinuz-*")
+    # Newer releases compress them, which busybox cannot read.
+    run(["find", system, "-name", "*.ko.xz", "-exec", "unxz", "{}", "+"], timeout=300)
+    run(["depmod", "-b", system / "usr", kernel.name.removeprefix("vmlinuz-")], timeout=300)
+    run(["sh", _MACHINE / "initramfs.sh", system / "usr/lib/modules", target / "initramfs"])
+    kernel.rename(target / "vmlinuz")
+    make_disk(system, target / "system")
+    shutil.rmtree(system)
 
 
 def _build_agent(target: Path) -> None:

@@ -23,6 +23,7 @@ SHIPPED: Final = {
     "etc/portfwd.toml": "etc/portfwd.toml",
     "systemd/kvm-portfwd.service": "usr/lib/systemd/system/kvm-portfwd.service",
     "systemd/kvm-portfwd.tmpfiles": "usr/lib/tmpfiles.d/kvm-portfwd.conf",
+    "systemd/kvm-portfwd.apparmor": "etc/apparmor.d/kvm-portfwd",
     "systemd/kvm-portfwd.catalog": "usr/lib/systemd/catalog/kvm-portfwd.catalog",
     "completion/kvm-portfwd.bash": "usr/share/bash-completion/completions/kvm-portfwd",
     "completion/kvm-portfwd.zsh": "usr/share/zsh/vendor-completions/_kvm-portfwd",
@@ -112,10 +113,28 @@ def test_what_is_beside_the_program_is_where_debian_looks_for_it(unpacked: Path,
 
 
 def test_the_configuration_is_the_administrators_and_opens_nothing(unpacked: Path) -> None:
-    assert (unpacked / "DEBIAN/conffiles").read_text() == "/etc/portfwd.toml\n"
+    conffiles = (unpacked / "DEBIAN/conffiles").read_text().splitlines()
+    assert sorted(conffiles) == ["/etc/apparmor.d/kvm-portfwd", "/etc/portfwd.toml"]
     config = configuration.load(unpacked / "etc/portfwd.toml")
     assert (config.forwards, config.nats, config.routes) == ((), (), ())
     assert list((unpacked / "etc/portfwd.d").iterdir()) == []
+
+
+def test_the_profile_is_loaded_before_the_daemon_is_started_again(unpacked: Path) -> None:
+    script = (unpacked / "DEBIAN/postinst").read_text()
+    assert 0 < script.index("apparmor_parser -r") < script.index("deb-systemd-invoke")
+
+
+def test_apparmor_knows_every_word_of_the_profile_and_it_is_the_units_own(unpacked: Path) -> None:
+    """Only the unit names it: a profile that names a program would confine what administrators run, too."""
+    argv = [programs.find("apparmor_parser"), "--quiet", "--skip-kernel-load", "--skip-cache"]
+    profile = str(unpacked / "etc/apparmor.d/kvm-portfwd")
+    done = subprocess.run([*argv, profile], capture_output=True, text=True, check=False)  # noqa: S603  words of ours
+    assert done.returncode == 0, done.stderr
+    named = subprocess.run([*argv, "--names", profile], capture_output=True, text=True, check=True)  # noqa: S603  the same
+    assert named.stdout == "kvm-portfwd\n"
+    assert "AppArmorProfile=-kvm-portfwd\n" in (unpacked / "usr/lib/systemd/system/kvm-portfwd.service").read_text()
+    assert "profile kvm-portfwd flags=(attach_disconnected) {" in Path(profile).read_text()
 
 
 def test_the_program_imports_nothing_from_the_current_directory(unpacked: Path) -> None:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 
 NEWER = "9.0.0"
 SWITCH = "net.ipv4.ip_forward"
+_AUTOPKGTEST = Path(__file__).parents[2] / "packaging/debian/tests"
 _SPEC = Path(__file__).parents[2] / "packaging/kvm-portfwd.spec"
 # What a package may leave: records of dpkg and of the journal, what libvirt and the lab write, caches.
 _FILES = """
@@ -39,7 +40,7 @@ ip -brief address
 ip neighbour show proxy; ip -6 neighbour show proxy
 bridge -details link
 """
-_SETTINGS = r"net\.ipv[46]\.(ip_forward|conf\..*\.(forwarding|route_localnet|proxy_arp|proxy_ndp))"
+_SETTINGS = r"net\.(ipv[46]\.(ip_forward|conf\..*\.(forwarding|route_localnet|proxy_arp|proxy_ndp))|bridge\..*)"
 # Of another program, beside libvirt's own.
 _FOREIGN = """
 nft add table inet others
@@ -107,7 +108,9 @@ def test_it_is_removed_without_a_trace_and_its_configuration_goes_when_purged(ma
         guests.configure(EVERYTHING)
         guests.answers(lambda: machine.outside.fetch(PAGE), f"web {CLIENT4}")
         guests.answers(lambda: machine.outside.fetch(f"http://{MAIL4}/"), f"mail {CLIENT4}")
-        assert beyond(Traces.of(machine).kernel, before.kernel), "it did something"
+        changed = beyond(Traces.of(machine).kernel, before.kernel)
+        assert changed, "it did something"
+        assert not [line for line in changed if line.startswith("net.bridge.")]
         talking = conversations(guests)
 
         machine.run("dpkg", "--remove", "kvm-portfwd")
@@ -124,6 +127,22 @@ def test_it_is_removed_without_a_trace_and_its_configuration_goes_when_purged(ma
         purged = Traces.of(machine)
         assert beyond(purged.files, before.files) == []
         assert (purged.rules, purged.kernel) == (before.rules, before.kernel)
+
+
+def test_what_a_distribution_runs_to_test_it_passes(machine: Machine, package: Path) -> None:
+    """As autopkgtest does it: on a machine with the package installed, as root, with a directory to work in."""
+    work = "/var/tmp/autopkgtest"  # noqa: S108  of a machine that goes with its test
+    machine.install(package)
+    machine.run("mkdir", "-p", work)
+    before = machine.read(CONFIG)
+    try:
+        script = (_AUTOPKGTEST / "guest").read_text(encoding="utf-8")
+        told = machine.run("env", f"AUTOPKGTEST_TMP={work}", "sh", "-s", stdin=script, timeout=300)
+        assert told.stdout.count("guest: ") == script.count('\nwithin "') + script.count('\nsay "')
+        assert machine.read(CONFIG) == before
+    finally:
+        machine.run("rm", "-r", work)
+        machine.run("dpkg", "--purge", "kvm-portfwd")
 
 
 @pytest.fixture

@@ -194,3 +194,18 @@ def test_only_metadata_of_ours_is_a_reason_to_look_and_takes_from_the_budget_of_
     told = Told()
     told.metadata(None)
     assert set(map(origin, told.reasons)) == {Origin.GUESTS}
+
+
+def test_no_callback_asks_libvirt_anything() -> None:
+    """What a domain is called is at hand in a callback; this one has nothing else that could be asked."""
+    details = {
+        libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE: (libvirt.VIR_DOMAIN_EVENT_STARTED, 0, None),
+        libvirt.VIR_DOMAIN_EVENT_ID_REBOOT: (None,),
+        libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED: ("net0", None),
+        libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED: ("net0", None),
+        libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE: (1, 0, None),
+        libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE: (2, None, None),
+    }
+    for event, callback in Told().callbacks.items():
+        callback(None, Domain(), *details.pop(event))
+    assert not details

@@ -11,6 +11,7 @@ TEXT = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 PROMISES = TEXT.partition("## What it promises\n")[2].partition("\n## ")[0]
 INVARIANTS = ARCHITECTURE.partition("## Invariants\n")[2].partition("\n## ")[0]
+NEVER = ARCHITECTURE.partition("## What we never do\n")[2].partition("\n## ")[0]
 NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXT)))
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
@@ -24,7 +25,7 @@ def every_test() -> frozenset[str]:
 def rows(text: str, columns: int) -> list[tuple[str, ...]]:
     """Give the rows of its tables without their heads."""
     cells = (tuple(line.strip("| ").split(" | ")) for line in text.splitlines() if line.startswith("| "))
-    found = [row for row in cells if row[0] not in {"promise", "invariant"} and set(row[0]) != {"-"}]
+    found = [row for row in cells if row[0] not in {"promise", "invariant", "never"} and set(row[0]) != {"-"}]
     assert {len(row) for row in found} == {columns}
     return found
 
@@ -60,6 +61,12 @@ def test_every_invariant_names_a_test() -> None:
     invariants = rows(INVARIANTS, 3)
     assert len(invariants) > 50
     assert [what for what, _, shown_by in invariants if not re.search(r"`(tests/\w+/)?test_\w+", shown_by)] == []
+
+
+def test_so_does_whatever_is_never_done() -> None:
+    never = rows(NEVER, 2)
+    assert len(never) == sum(1 for line in NEVER.splitlines() if line.strip()) - 2
+    assert [what for what, shown_by in never if not re.fullmatch(r"(`test_\w+`(, )?)+", shown_by)] == []
 
 
 def test_what_it_links_to_is_there() -> None:
