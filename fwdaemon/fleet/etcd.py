@@ -28,8 +28,10 @@ T = TypeVar("T")
 ANSWER_S: Final = 2.0
 _PAGE: Final = 500
 MOST_ANSWER: Final = 64 << 20
-# Codes of gRPC, as the gateway gives them (google.golang.org/grpc/codes).
-_UNAUTHENTICATED = 16
+# Codes of gRPC, as the gateway gives them (google.golang.org/grpc/codes): those of a token that is replaced. One that
+# etcd has forgotten is Unauthenticated; a JWT from before a user or role was changed is InvalidArgument, as other
+# mistakes are.
+_TOKEN_IS_OLD: Final = frozenset({3, 16})
 # Those that another member may answer better: Unknown, DeadlineExceeded, Aborted, Internal, Unavailable.
 _TRY_ANOTHER: Final = frozenset({2, 4, 10, 13, 14})
 _NOT_ETCD: Final = "it does not answer as etcd does"
@@ -186,7 +188,7 @@ class Client:
         raise EtcdError("; ".join(failures))
 
     def _authenticated(self, url: str, method: str, body: Json) -> Json:
-        """Call with a token where there are users; a token that etcd has forgotten is replaced once."""
+        """Call with a token where there are users; one that etcd does not take any more is replaced once."""
         if not self.settings.user:
             return self._post(url, method, body)
         had = self._token
@@ -195,7 +197,7 @@ class Client:
         try:
             return self._post(url, method, body)
         except AnsweredError as error:
-            if not had or error.code != _UNAUTHENTICATED:
+            if not had or error.code not in _TOKEN_IS_OLD:
                 raise
         self._authenticate(url)
         return self._post(url, method, body)

@@ -296,11 +296,8 @@ def test_users_have_rights_below_a_prefix_over_tls(
     members: Sequence[Etcd], nodes_of: Callable[[Etcd], Nodes], tmp_path: Path
 ) -> None:
     members[0].ctl("put", f"{PREFIX}/entries/mail", MAIL, user=ROOT)
-    password = tmp_path / "password"
-    password.write_text("secret\n")
-    password.chmod(0o600)
     urls = '", "'.join(member.url for member in members)
-    more = f'ca = "{tmp_path}/ca.pem"\nuser = "host"\npassword_file = "{password}"\n'
+    more = as_user(tmp_path)
     nodes = nodes_of(members[0])
     node = nodes("one", more, url=urls)
     wait_until(lambda: node.entries() == ["etcd:mail:3"], lambda: f"it is read: {node.fleet.problems}")
@@ -309,12 +306,39 @@ def test_users_have_rights_below_a_prefix_over_tls(
     assert (node.fleet.state.answering, node.fleet.state.members) == (3, 3)
     goes_on_with_two(node, members)
     outside_of_the_prefix(more, urls)
-    password.write_text("another")
+    (tmp_path / "password").write_text("another")
     wrong = nodes("two", more, url=urls)
     wait_until(lambda: "authentication failed" in str(wrong.fleet.problems), "a wrong password is told")
     assert "another" not in str(wrong.fleet.problems)
     unknown = nodes("three", more.replace("ca.pem", "etcd.pem"), url=urls)
     wait_until(lambda: "certificate" in str(unknown.fleet.problems).lower(), "so is an unknown authority")
+
+
+def as_user(place: Path) -> str:
+    """Give what a node says that the member lets in; its certificates are there already."""
+    password = place / "password"
+    password.write_text("secret\n")
+    password.chmod(0o600)
+    return f'ca = "{place}/ca.pem"\nuser = "host"\npassword_file = "{password}"\n'
+
+
+@pytest.mark.parametrize("release", Release)
+def test_a_token_from_before_a_user_was_changed_is_replaced(
+    namespace: Etcd, nodes_of: Callable[[Etcd], Nodes], tmp_path: Path, release: Release
+) -> None:
+    """With `--auth-token=jwt`, which has the state of all users and roles in it, as at the time when it was given."""
+    del namespace
+    tls, key = certificates(tmp_path, "127.0.0.5"), tmp_path / "key"
+    key.write_text("a secret of the members")
+    token = f"--auth-token=jwt,priv-key={key},sign-method=HS256,ttl=10m"
+    with running(Etcd("jwt", "127.0.0.5", tls=tls, programs=programs_of(release), options=(token,))) as (member,):
+        member.permit("host", "secret", f"{PREFIX}/")
+        node = nodes_of(member)("one", as_user(tmp_path))
+        wait_until(node.hold, lambda: f"it has the address: {node.fleet.problems}")
+        member.ctl("user", "add", "other:secret", user=ROOT)
+        another = replace(NAT, public=ip_address("198.51.100.9"))
+        wait_until(lambda: node.hold(Desired(nats=frozenset({NAT, another}))), lambda: str(node.fleet.problems))
+        assert not node.fleet.problems
 
 
 def goes_on_with_two(node: Node, members: Sequence[Etcd]) -> None:

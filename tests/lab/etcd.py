@@ -50,7 +50,7 @@ def _openssl(place: Path, *words: str) -> None:
 class Etcd:
     """One member. `enter` are the words that start a program where it is to run, `peers` the URLs of all by name.
 
-    `programs` is where etcd and etcdctl are, other than the machine's own.
+    `programs` is where etcd and etcdctl are, other than the machine's own; `options` are more words for etcd.
     """
 
     name: str = "one"
@@ -59,6 +59,7 @@ class Etcd:
     peers: Mapping[str, str] = field(default_factory=dict)
     tls: Tls | None = None
     programs: Path | None = None
+    options: tuple[str, ...] = ()
     data: Path = field(default_factory=lambda: Path(mkdtemp(prefix="etcd-", dir="/dev/shm")))
     _process: "subprocess.Popen[bytes] | None" = None
 
@@ -72,7 +73,7 @@ class Etcd:
         """Where the other members find it."""
         return f"http://{self.address}:{_PEERS}"
 
-    def start(self, *more: str) -> None:
+    def start(self) -> None:
         """Begin; whether it answers is another matter, where it is one of several."""
         peers = ",".join(f"{name}={url}" for name, url in ({self.name: self.peer_url} | dict(self.peers)).items())
         listens = [f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}"]
@@ -91,7 +92,7 @@ class Etcd:
             *cluster,
             *tls,
             "--log-level=error",
-            *more,
+            *self.options,
         ]
         with (self.data / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
