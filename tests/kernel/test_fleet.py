@@ -1,10 +1,9 @@
 """The shared table and claims of public addresses, with a real etcd."""
 
 import asyncio
-import socket
-import threading
+import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,7 +19,7 @@ from fwdaemon.fleet.claims import claim_key
 from fwdaemon.fleet.etcd import Client, EtcdError, coded
 from fwdaemon.status.temporary import boottime
 from tests.kernel.topology import own_etcd
-from tests.lab.etcd import Etcd, certificates, cluster, programs_of, running
+from tests.lab.etcd import Etcd, Relay, certificates, cluster, programs_of, running
 from tests.lab.place import wait_until
 from tests.lab.release import Release
 from tests.unit.forwards import nat
@@ -50,41 +49,14 @@ def store(namespace: Etcd) -> Etcd:
     return namespace
 
 
-@contextmanager
-def relay(store: Etcd) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Give another way to it, and what makes all connections that have gone that way silent for good."""
-    pairs: list[tuple[socket.socket, socket.socket]] = []
-    with ExitStack() as at_end:
-        server = at_end.enter_context(socket.create_server(("127.0.0.1", 0)))
-        silent: set[socket.socket] = set()
-
-        def carry(source: socket.socket, to: socket.socket) -> None:
-            with suppress(OSError):
-                while data := source.recv(1 << 16):
-                    if source not in silent:
-                        to.sendall(data)
-
-        def serve() -> None:
-            with suppress(OSError):
-                while True:
-                    client, _ = server.accept()
-                    member = socket.create_connection((store.address, 2379))
-                    pairs.append((client, member))
-                    for ends in ((client, member), (member, client)):
-                        threading.Thread(target=carry, args=ends, daemon=True).start()
-
-        def cut() -> None:
-            silent.update(member for _, member in pairs)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}", cut
-        server.shutdown(socket.SHUT_RDWR)
-        for end in (end for pair in pairs for end in pair):
-            end.close()
-
-
 def put(store: Etcd, name: str, text: str) -> None:
     store.ctl("put", f"{PREFIX}/entries/{name}", text)
+
+
+def compact(store: Etcd) -> None:
+    """Have it forget all that is not so now."""
+    told = store.ctl("get", PREFIX, "--write-out=json")
+    store.ctl("compact", str(json.loads(told)["header"]["revision"]))
 
 
 @dataclass
@@ -198,6 +170,22 @@ def test_with_keep_it_is_held_while_etcd_is_away_and_by_a_later_daemon(nodes: No
     wait_until(lambda: not first.fleet.problems and first.hold(), "it goes on")
 
 
+def test_with_keep_two_hosts_have_an_address_until_etcd_answers_the_one_that_was_cut_off(
+    nodes: Nodes, store: Etcd
+) -> None:
+    with Relay(store) as relay:
+        first = nodes("one", 'on_partition = "keep"\n', url=relay.url)
+        wait_until(first.hold, "the first has it")
+        relay.close()
+        second = nodes("two", 'on_partition = "keep"\n')
+        wait_until(second.hold, "so has the second, once the lease has ended")
+        assert first.hold()
+        relay.open()
+        wait_until(lambda: not first.hold(), "the first lets go")
+        wait_until(lambda: not first.fleet.problems, "etcd answers it")
+        assert (first.hold(), second.hold()) == (False, True)
+
+
 def test_a_daemon_that_is_started_again_goes_on_with_its_claims(nodes: Nodes) -> None:
     first = nodes("one")
     wait_until(first.hold, "it has it")
@@ -252,16 +240,29 @@ def test_a_table_of_many_entries_is_read_in_pages(nodes: Nodes) -> None:
     client.close()
 
 
-def test_a_watch_of_what_was_compacted_ends_and_the_table_is_read_again(nodes: Nodes, store: Etcd) -> None:
-    settings = nodes("one").config.fleet
-    assert settings is not None
-    client = Client(settings)
-    revision, _ = client.list(PREFIX.encode())
-    put(store, "mail", MAIL)
-    store.ctl("compact", str(client.list(PREFIX.encode())[0]))
-    with pytest.raises(EtcdError, match="cancelled: compacted at"):
-        next(client.watch(PREFIX.encode(), revision).batches())
-    client.close()
+def test_a_watch_of_what_was_compacted_ends_and_the_table_is_read_again(
+    nodes: Nodes, store: Etcd, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once between what a node lists and its watch, which goes on from there, and once while it is cut off."""
+
+    def change() -> None:
+        put(store, "web", WEB)
+        put(store, "mail", MAIL)
+        compact(store)
+
+    with Relay(store) as relay:
+        relay.ahead_of_watch = change
+        node = nodes("one", url=relay.url)
+        wait_until(lambda: len(node.entries()) == 2, lambda: f"both are read: {node.fleet.problems}")
+        assert "the watch was cancelled: compacted at" in caplog.text
+        wait_until(node.hold, "it has a claim")
+        relay.close()
+        put(store, "web2", WEB.replace("web", "web2").replace("80", "81"))
+        change()
+        wait_until(lambda: not node.hold(), "it has noticed")
+        relay.open()
+        wait_until(lambda: len(node.entries()) == 3, lambda: f"all three are read: {node.fleet.problems}")
+        assert not node.fleet.claims.is_in_doubt
 
 
 @pytest.mark.parametrize(
@@ -269,10 +270,10 @@ def test_a_watch_of_what_was_compacted_ends_and_the_table_is_read_again(nodes: N
 )
 def test_a_watch_that_tells_nothing_is_noticed(nodes: Nodes, store: Etcd, timing: Timing) -> None:
     """The member that is watched by is frozen: another one, which answers, has what it does not tell."""
-    with relay(store) as (url, cut):
-        node = nodes("one", timing=timing, url=url)
+    with Relay(store) as relay:
+        node = nodes("one", timing=timing, url=relay.url)
         wait_until(lambda: node.fleet.state is not None and node.fleet.state.answering == 1, "it is connected")
-        cut()
+        relay.silence()
         put(store, "mail", MAIL)
         wait_until(lambda: node.entries() == ["etcd:mail:3"], "it is read all the same")
 
