@@ -228,6 +228,36 @@ def test_a_store_that_went_back_gives_no_address_to_another_host(nodes: Nodes, s
     assert boottime() - began > QUICK.lease - 1
 
 
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_a_restored_store_that_has_overtaken_what_it_was_is_noticed(
+    namespace: Etcd, nodes_of: Callable[[Etcd], Nodes], tmp_path: Path, *, is_compacted: bool
+) -> None:
+    """By a host that is connected late: the address has no claim any more, and is held yet by another that is later."""
+    del namespace
+    snapshot = tmp_path / "snapshot"
+    with running(Etcd("back", "127.0.0.6")) as (member,), Relay(member) as relay:
+        nodes = nodes_of(member)
+        late = nodes("late", url=relay.url)
+        wait_until(lambda: late.fleet.state is not None and late.fleet.state.answering == 1, "it is connected")
+        member.save(snapshot)
+        first = nodes("first")
+        wait_until(first.hold, "the first has it")
+        wait_until(lambda: not late.hold() and "host" in str(late.fleet.claims.gate(WANTED).waiting), "it knows that")
+        relay.close()
+        first.end()
+        member.stop()
+        member.restore(snapshot)
+        member.start()
+        member.wait_answers()
+        for number in range(20):
+            member.ctl("put", f"{PREFIX}/others/{number}", "")
+        if is_compacted:
+            compact(member)
+        relay.open()
+        wait_until(lambda: late.fleet.claims.is_in_doubt, "it is noticed")
+        assert not late.hold()
+
+
 def test_a_table_of_many_entries_is_read_in_pages(nodes: Nodes) -> None:
     client = Client(nodes("one").config.fleet)  # type: ignore[arg-type]  # it has one
     for start in range(0, 1200, 100):
