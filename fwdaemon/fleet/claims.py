@@ -8,7 +8,7 @@ whether or not it hears of that. CLOCK_BOOTTIME counts while the host sleeps, an
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from math import inf
 from pathlib import Path
@@ -96,6 +96,47 @@ def claims_in(prefix: str, items: Iterable[Item]) -> dict[Address, Item]:
     return found
 
 
+@dataclass(slots=True)
+class History:
+    """What etcd has told of its store: its `origin`, and at a revision, when each key was written last.
+
+    The origin is the number of the cluster, and the term of its leader, which only grows.
+    """
+
+    origin: tuple[int, int] = (0, 0)
+    revision: int = 0
+    written: dict[bytes, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, origin: tuple[int, int], revision: int, items: Iterable[Item]) -> "History":
+        """Begin with a list."""
+        return cls(origin, revision, {item.key: item.revision for item in items})
+
+    def hear(self, items: Iterable[Item]) -> None:
+        """Go on with what a watch has told."""
+        for item in items:
+            self.revision = max(self.revision, item.revision)
+            if item.is_deleted:
+                self.written.pop(item.key, None)
+            else:
+                self.written[item.key] = item.revision
+
+    def follows(self, known: "History", then: Callable[[int], Iterable[Item] | None]) -> bool:
+        """Whether this is the store of before; `then` gives what it had at a revision, or `None` if it has forgotten.
+
+        One that was restored may have overtaken the revision that is known, by what was written since; but at that one
+        it had something else. Where it has forgotten what, only that is seen which was not written again.
+        """
+        (cluster, term), (known_cluster, known_term) = self.origin, known.origin
+        if not known.revision:
+            return True
+        if cluster != known_cluster or term < known_term:
+            return False
+        if (items := then(known.revision)) is not None:
+            return {item.key: item.revision for item in items} == known.written
+        return all(known.written.get(key) == at for key, at in self.written.items() if at <= known.revision)
+
+
 class Claims:
     """What this host may have, wants and has. Safe to use from any thread; it calls `wake` when it wants another.
 
@@ -161,13 +202,13 @@ class Claims:
         for address in self._held.keys() & others.keys():
             self.lose([address], others[address])
 
-    def saw(self, revision: int, seconds: float) -> None:
-        """Note at which revision the store is now.
+    def saw(self, revision: int, seconds: float, *, is_other: bool = False) -> None:
+        """Note at which revision the store is now, and whether it `is_other` than the one that was known.
 
-        Where it was at a higher one before, an older state was restored, from before other hosts claimed what they hold
-        still. Then nothing is to be taken for so long that all hosts have noticed, or have let go of it.
+        Then, or where it was at a higher one before, an older state was restored, from before other hosts claimed what
+        they hold still: nothing is to be taken for so long that all hosts have noticed, or have let go of it.
         """
-        if revision < self._revision:
+        if is_other or revision < self._revision:
             self._revision, self._doubted_until = revision, self._clock() + seconds
         self.heard(revision)
 

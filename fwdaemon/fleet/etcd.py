@@ -28,8 +28,12 @@ T = TypeVar("T")
 ANSWER_S: Final = 2.0
 _PAGE: Final = 500
 MOST_ANSWER: Final = 64 << 20
-# Codes of gRPC, as the gateway gives them (google.golang.org/grpc/codes).
-_UNAUTHENTICATED = 16
+# Codes of gRPC, as the gateway gives them (google.golang.org/grpc/codes): those of a token that is replaced. One that
+# etcd has forgotten is Unauthenticated; a JWT from before a user or role was changed is InvalidArgument, as other
+# mistakes are.
+_TOKEN_IS_OLD: Final = frozenset({3, 16})
+# OutOfRange: of a revision that etcd keeps no more, or does not have yet.
+_COMPACTED: Final = 11
 # Those that another member may answer better: Unknown, DeadlineExceeded, Aborted, Internal, Unavailable.
 _TRY_ANOTHER: Final = frozenset({2, 4, 10, 13, 14})
 _NOT_ETCD: Final = "it does not answer as etcd does"
@@ -65,9 +69,10 @@ class Outcome:
         return cls(bool(answer.get("succeeded")), int(answer["header"]["revision"]), items)
 
 
-def _page(answer: Json) -> tuple[int, list[Item], bool]:
-    items = [Item.read(found) for found in answer.get("kvs", ())]
-    return int(answer["header"]["revision"]), items, bool(answer.get("more"))
+def _page(answer: Json) -> tuple[tuple[int, int], int, list[Item], bool]:
+    items, header = [Item.read(found) for found in answer.get("kvs", ())], answer["header"]
+    origin = int(header.get("cluster_id", 0)), int(header.get("raft_term", 0))
+    return origin, int(header["revision"]), items, bool(answer.get("more"))
 
 
 def coded(data: bytes) -> str:
@@ -82,10 +87,14 @@ def after(prefix: bytes) -> bytes:
 
 @dataclass(slots=True)
 class Client:
-    """Talks to etcd. It is used by one thread; a `Watch` has a client and a connection of its own."""
+    """Talks to etcd. It is used by one thread; a `Watch` has a client and a connection of its own.
+
+    `origin` is the number of the cluster that was last listed, and the term of its leader, which only grows.
+    """
 
     settings: FleetSettings
     patience: float = ANSWER_S
+    origin: tuple[int, int] = (0, 0)
     _token: str = ""
     _first: int = 0
     _open: dict[str, HTTPConnection] = field(default_factory=dict)
@@ -102,12 +111,15 @@ class Client:
 
         return self._in_turn(do)
 
-    def list(self, prefix: bytes) -> tuple[int, tuple[Item, ...]]:
-        """Give all keys that begin with `prefix`, read in pages, and the one revision of the store they are from."""
-        revision, start, items = 0, prefix, list[Item]()
+    def list(self, prefix: bytes, revision: int = 0) -> tuple[int, tuple[Item, ...]]:
+        """Give all keys that begin with `prefix`, read in pages, and the one revision of the store they are from.
+
+        That is the newest one, or the one that is asked for.
+        """
+        start, items = prefix, list[Item]()
         while True:
             asked = {"key": coded(start), "range_end": coded(after(prefix)), "limit": _PAGE, "revision": revision}
-            at, page, more = self.call("kv/range", asked, _page)
+            self.origin, at, page, more = self.call("kv/range", asked, _page)
             revision, items = revision or at, items + page
             if sum(len(item.value) for item in items) > MOST_ANSWER:
                 raise EtcdError(f"there are more than {MOST_ANSWER >> 20} MiB below the prefix")
@@ -115,12 +127,21 @@ class Client:
                 return revision, tuple(items)
             start = page[-1].key + b"\0"
 
+    def list_at(self, prefix: bytes, revision: int) -> tuple[Item, ...] | None:
+        """Give all keys that there were at a revision; `None` where etcd has forgotten that."""
+        try:
+            return self.list(prefix, revision)[1]
+        except AnsweredError as error:
+            if error.code != _COMPACTED:
+                raise
+            return None
+
     def newest(self, prefix: bytes) -> tuple[int, int]:
         """Give how many keys begin with `prefix`, and the revision of the one that was written last."""
         asked = {"key": coded(prefix), "range_end": coded(after(prefix)), "limit": 1, "keys_only": True}
         sorting = {"sort_order": "DESCEND", "sort_target": "MOD"}
         number, items = self.call(
-            "kv/range", asked | sorting, lambda found: (int(found.get("count", 0)), _page(found)[1])
+            "kv/range", asked | sorting, lambda found: (int(found.get("count", 0)), _page(found)[2])
         )
         return number, max((item.revision for item in items), default=0)
 
@@ -186,7 +207,7 @@ class Client:
         raise EtcdError("; ".join(failures))
 
     def _authenticated(self, url: str, method: str, body: Json) -> Json:
-        """Call with a token where there are users; a token that etcd has forgotten is replaced once."""
+        """Call with a token where there are users; one that etcd does not take any more is replaced once."""
         if not self.settings.user:
             return self._post(url, method, body)
         had = self._token
@@ -195,7 +216,7 @@ class Client:
         try:
             return self._post(url, method, body)
         except AnsweredError as error:
-            if not had or error.code != _UNAUTHENTICATED:
+            if not had or error.code not in _TOKEN_IS_OLD:
                 raise
         self._authenticate(url)
         return self._post(url, method, body)

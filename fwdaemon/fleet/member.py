@@ -22,7 +22,7 @@ from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, FleetState, OnPartition
 from fwdaemon.errors import ConfigError, PortfwdError, Problem
-from fwdaemon.fleet.claims import Claims, Holder, Lease, Timing, claim_key, claims_in
+from fwdaemon.fleet.claims import Claims, History, Holder, Lease, Timing, claim_key, claims_in
 from fwdaemon.fleet.etcd import Client, EtcdError, Watch, coded
 from fwdaemon.fleet.table import Item, KeptTable, Site, Table, host_key, is_of_table, name_of
 from fwdaemon.status.temporary import boottime
@@ -63,6 +63,7 @@ class Member:
         self._warning = WarnOnce()
         self._self = Holder(os.uname().nodename, claims.run)
         self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
+        self._history = History()
         self._client, self._prober = Client(self._settings), Client(self._settings, _PROBE_S)
         # Of one time of being connected.
         self._watch: Watch | None = None
@@ -234,17 +235,20 @@ class Member:
             self._watch.close()
         prefix = f"{self._prefix}/".encode()
         revision, items = self._client.list(prefix)
-        self._saw(revision)
+        history = History.of(self._client.origin, revision, items)
+        is_other = not history.follows(self._history, lambda known: self._client.list_at(prefix, known))
+        self._saw(revision, is_other=is_other)
+        self._history = history
         self._watch = watch = self._client.watch(prefix, revision + 1)
         threading.Thread(target=_follow, args=(watch, self._messages), name="fleet watch", daemon=True).start()
         self._items, self._heard = {item.key: item for item in items}, boottime()
         self._due |= {"compare": self._heard + self._timing.compare, "relist": self._heard + self._timing.relist}
         self._learn()
 
-    def _saw(self, revision: int) -> bool:
+    def _saw(self, revision: int, *, is_other: bool = False) -> bool:
         """Take note of how far the store is, and tell whether its claims are in doubt."""
         before = self._claims.is_in_doubt
-        self._claims.saw(revision, self._timing.lease)
+        self._claims.saw(revision, self._timing.lease, is_other=is_other)
         if self._claims.is_in_doubt and not before:
             _log.warning("etcd has an older state than before; for %d s, no address is claimed", self._timing.lease)
         return self._claims.is_in_doubt
@@ -254,6 +258,7 @@ class Member:
         if news.error:
             raise EtcdError(news.error)
         self._heard = boottime()
+        self._history.hear(news.items)
         for item in news.items:
             self._claims.heard(item.revision)
             if item.key == host_key(self._prefix, self._self.run) and item.value != self._presence:

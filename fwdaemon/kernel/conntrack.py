@@ -158,10 +158,12 @@ def end_flows(flows: Collection[Flow]) -> int:
 
 
 def end_strayed(arrived: Collection[Nat]) -> int:
-    """End the flows that guests sent out under another address than their public one before its rules were there.
+    """End the flows of guests that were not translated as their public address is, before its rules were there.
 
     For guests that have just arrived from another host: they go on with connections that began there, and what was
-    decided about the first packet here, as by libvirt's masquerade, would hold for all that follow. Gives their number.
+    decided about the first packet here, as by libvirt's masquerade, would hold for all that follow. So it would for
+    what clients sent to the public address: a host that the guest has left minutes ago has had some of that. Gives
+    their number.
 
     Raises:
         KernelError: the kernel does not list its connections.
@@ -170,9 +172,9 @@ def end_strayed(arrived: Collection[Nat]) -> int:
     public = defaultdict[Address, set[Address]](set)
     for nat in arrived:
         public[nat.target].add(nat.public)
-    families = sorted({nat.family for nat in arrived})
+    families, taken = sorted({nat.family for nat in arrived}), {nat.public for nat in arrived}
     requests = (protocol_request(family.domain, protocol) for family in families for protocol in _CARRYING_ON)
-    return len(_end_listed(requests, lambda flow: is_strayed(flow, public)))
+    return len(_end_listed(requests, lambda flow: is_strayed(flow, public, taken)))
 
 
 def end_strangers(strangers: Strangers, label: int) -> int:

@@ -277,10 +277,11 @@ def turned(flow: Flow) -> Flow:
     )
 
 
-def is_strayed(flow: Flow, public: Mapping[Address, Collection[Address]]) -> bool:
-    """Whether a guest sends a flow through the host under another address than those of its own in `public`."""
+def is_strayed(flow: Flow, public: Mapping[Address, Collection[Address]], taken: Collection[Address] = ()) -> bool:
+    """Whether a guest sends a flow under none of its own addresses in `public`, or one to those `taken` misses it."""
     own = public.get(flow.source)
-    return own is not None and not flow.translated and flow.client not in own
+    strays = flow.destination in taken if own is None else flow.client not in own
+    return strays and not flow.translated
 
 
 def is_resumed(flow: Flow, taken_over: Collection[Address]) -> bool:

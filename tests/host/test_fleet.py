@@ -34,9 +34,9 @@ LXC = '[daemon]\nlibvirt = ["lxc:///system"]\n'
 # Of guests that are started again and again, on the host with BIRD and on the one with FRR.
 STARTED = ("198.51.100.66", "198.51.100.67")
 SHOP4 = "192.168.122.60"
-# docs/fleet.md has 0.1 s, which a busy machine may take several times. What is to be seen is that nothing in between
-# waits for its next turn, such as BIRD's scan of interfaces, which comes once a minute.
-AT_ONCE_S = 1.0
+# What is promised. Of twenty starts that docs/fleet.md has of each, one took longer, with FRR: of so many here, one has
+# to be as quick.
+AT_ONCE_S, STARTS = 0.2, 5
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +89,22 @@ def routers(pair: Pair, tmp_path: Path) -> Iterator[list[Process]]:
         yield monitors
 
 
-def led(monitor: Process, address: str, *ways: str) -> bool:
-    """Whether the way to an address led by these hosts, one after the other, or was gone."""
+def ways(monitor: Process, address: str) -> list[str]:
+    """By which hosts the way to an address led, one after the other, or that it was gone."""
     told = [line.text for line in changes(monitor, address)]
     hosts = dict.fromkeys((PUBLIC4, PUBLIC6, PUBLIC6_SECOND), "first") | dict.fromkeys((SECOND4, SECOND6), "second")
-    found = ["gone" if text.startswith("Deleted") else hosts[text.split(" via ")[1].split()[0]] for text in told]
-    return found == [*ways]
+    return ["gone" if text.startswith("Deleted") else hosts[text.split(" via ")[1].split()[0]] for text in told]
+
+
+def announced(routers: list[Process], *last: str, at_once: bool = False) -> None:
+    """Wait until these were the last; with `at_once`, one host may announce it ahead of the other's withdrawal."""
+    ends = [[*last], [way for way in last if way != "gone"]] if at_once else [[*last]]
+
+    def are() -> bool:
+        found = [ways(monitor, address) for monitor, address in zip(routers, ROUTED, strict=True)]
+        return all(any(each[-len(end) :] == end for end in ends) for each in found)
+
+    wait_until(are, lambda: "".join(monitor.text() for monitor in routers))
 
 
 @pytest.fixture
@@ -116,11 +126,12 @@ def told(host: Host, *words: str) -> Any:
 
 
 def test_routes_and_addresses_of_the_table_follow_the_guest(pair: Pair, routers: list[Process], etcd: Etcd) -> None:
-    """In one migration, which costs more than all that is looked at.
+    """Of one guest, since that costs more than all that is looked at.
 
-    Through the addresses that it opens connections from, the guest sends all the while.
+    Through the addresses that it opens connections from, it sends all the while.
     """
     with guest_on_the_first(pair, config(etcd) + entries(ROUTED, "lo")) as move, ExitStack() as at_end:
+        routes_follow(move, routers)
         done = pair.second.portfwd("fleet", "put", "shop", "-", stdin=entries(CLAIMED, "eth0"))
         assert done.stdout.startswith("shop: written, revision ")
         for address in (*ROUTED, *CLAIMED):
@@ -142,9 +153,24 @@ def test_routes_and_addresses_of_the_table_follow_the_guest(pair: Pair, routers:
         announced(routers, "first", "gone", "second", "gone")
 
 
-def announced(routers: list[Process], *ways: str) -> None:
-    for monitor, address in zip(routers, ROUTED, strict=True):
-        wait_until(partial(led, monitor, address, *ways), monitor.text)
+def routes_follow(move: Move, routers: list[Process]) -> None:
+    """There and back: BIRD withdraws a route before FRR announces it, and FRR before BIRD unless it happens to be slow.
+
+    That takes it a moment of its own (docs/fleet.md), and a migration no longer than that.
+    """
+    with ExitStack() as at_end, Holders(move.pair, *ROUTED) as holders:
+        for address in ROUTED:
+            wait_until(partial(answers, move, address), f"{address} answers")
+        loads = [load(move, at_end, address) for address in ROUTED]
+        for start in (move.pair.first, move.pair.second):
+            assert move.migrate(start).ended() == ""
+            for each in loads:
+                each.goes_on()
+            if start is move.pair.first:
+                announced(routers, "first", "gone", "second")
+        announced(routers, "second", "gone", "first", at_once=True)
+    assert not holders.both
+    assert set(map(tuple, holders.seen.values())) == {(1, 2, 1)}
 
 
 def holders_of(host: Host) -> set[str]:
@@ -164,7 +190,7 @@ def seen(move: Move) -> None:
     assert [each["serves"] for each in answer["hosts"] if each["serves"]] == [{"shop": ["vm"]}]
     assert {each["behind"] for each in answer["hosts"]} == {False}
     waiting = {row["reason"] for row in told(move.pair.second, "status")["openings"]}
-    assert all("libvirt knows no such domain" in reason for reason in waiting)
+    assert all("it was handed over to another host" in reason for reason in waiting), waiting
     explained = host.portfwd("explain", f"{CLAIMED[0]}:80", check=False).stdout
     assert "etcd:shop:3" in explained
 
@@ -185,22 +211,24 @@ def held(host: Host) -> set[str]:
 
 
 def test_a_route_is_announced_as_soon_as_its_guest_starts(pair: Pair, routers: list[Process]) -> None:
-    """The quickest of three starts on each host, so that it takes more than a busy moment to fail."""
     with ExitStack() as at_end:
-        shops = [shop(at_end, host, address) for host, address in zip((pair.first, pair.second), STARTED, strict=True)]
-        delays = [[start_again(routers[0], guest, address) for guest, address in shops] for _ in range(3)]
-    assert [min(each) < AT_ONCE_S for each in zip(*delays, strict=True)] == [True, True], delays
+        for host, address in zip((pair.first, pair.second), STARTED, strict=True):
+            guest = shop(at_end, host, address)
+            delays = [start_again(routers[0], guest, address)]
+            while min(delays) >= AT_ONCE_S:
+                assert len(delays) < STARTS, delays
+                delays.append(start_again(routers[0], guest, address))
 
 
-def shop(at_end: ExitStack, host: Host, address: str) -> tuple[LxcGuest, str]:
-    """Give a guest that runs, and its public address."""
+def shop(at_end: ExitStack, host: Host, address: str) -> LxcGuest:
+    """Give a guest that runs, with this public address."""
     guest = LxcGuest(host, "shop", Link("default", (f"{SHOP4}/24",)))
     at_end.callback(guest.remove)
     entry = f'[[nat]]\ndomain = "shop"\npublic = "{address}"\naddress = "{SHOP4}"\nassign = "lo"\n'
     daemon = host.daemon(LXC + entry, forked=True)
     at_end.callback(host.portfwd, "flush")
     at_end.callback(daemon.terminate)
-    return guest.start(), address
+    return guest.start()
 
 
 def start_again(monitor: Process, guest: LxcGuest, address: str) -> float:

@@ -231,15 +231,17 @@ def test_pings_of_an_address_that_is_taken_whole_end(runner: SystemRunner) -> No
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_what_an_arriving_guest_sent_under_another_address_ends(
+def test_what_was_not_translated_as_an_arriving_guest_is_ends(
     runner: SystemRunner, version: int, protocol: str
 ) -> None:
     guest, client, host = GUESTS[version], CLIENTS[version], HOSTS[version]
     public = "198.51.100.8" if version == 4 else "2001:db8::8"
     for port, known_as in ((80, host), (81, public)):
         track([Connection(protocol, Tuple(guest, client, port, port), Tuple(client, known_as, port, port), None)])
-    assert end_strayed({nat(public, guest)}) == 1
-    assert tracked(runner, version, protocol) == ["81"]
+    for port, led_to in ((82, public), (83, guest)):
+        track([Connection(protocol, Tuple(client, public, port, port), Tuple(led_to, client, port, port), None)])
+    assert end_strayed({nat(public, guest)}) == 2
+    assert sorted(tracked(runner, version, protocol)) == ["81", "83"]
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -1,10 +1,9 @@
 """The shared table and claims of public addresses, with a real etcd."""
 
 import asyncio
-import socket
-import threading
+import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,7 +19,7 @@ from fwdaemon.fleet.claims import claim_key
 from fwdaemon.fleet.etcd import Client, EtcdError, coded
 from fwdaemon.status.temporary import boottime
 from tests.kernel.topology import own_etcd
-from tests.lab.etcd import Etcd, certificates, cluster, programs_of, running
+from tests.lab.etcd import Etcd, Relay, certificates, cluster, programs_of, running
 from tests.lab.place import wait_until
 from tests.lab.release import Release
 from tests.unit.forwards import nat
@@ -50,41 +49,14 @@ def store(namespace: Etcd) -> Etcd:
     return namespace
 
 
-@contextmanager
-def relay(store: Etcd) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Give another way to it, and what makes all connections that have gone that way silent for good."""
-    pairs: list[tuple[socket.socket, socket.socket]] = []
-    with ExitStack() as at_end:
-        server = at_end.enter_context(socket.create_server(("127.0.0.1", 0)))
-        silent: set[socket.socket] = set()
-
-        def carry(source: socket.socket, to: socket.socket) -> None:
-            with suppress(OSError):
-                while data := source.recv(1 << 16):
-                    if source not in silent:
-                        to.sendall(data)
-
-        def serve() -> None:
-            with suppress(OSError):
-                while True:
-                    client, _ = server.accept()
-                    member = socket.create_connection((store.address, 2379))
-                    pairs.append((client, member))
-                    for ends in ((client, member), (member, client)):
-                        threading.Thread(target=carry, args=ends, daemon=True).start()
-
-        def cut() -> None:
-            silent.update(member for _, member in pairs)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}", cut
-        server.shutdown(socket.SHUT_RDWR)
-        for end in (end for pair in pairs for end in pair):
-            end.close()
-
-
 def put(store: Etcd, name: str, text: str) -> None:
     store.ctl("put", f"{PREFIX}/entries/{name}", text)
+
+
+def compact(store: Etcd) -> None:
+    """Have it forget all that is not so now."""
+    told = store.ctl("get", PREFIX, "--write-out=json")
+    store.ctl("compact", str(json.loads(told)["header"]["revision"]))
 
 
 @dataclass
@@ -198,6 +170,22 @@ def test_with_keep_it_is_held_while_etcd_is_away_and_by_a_later_daemon(nodes: No
     wait_until(lambda: not first.fleet.problems and first.hold(), "it goes on")
 
 
+def test_with_keep_two_hosts_have_an_address_until_etcd_answers_the_one_that_was_cut_off(
+    nodes: Nodes, store: Etcd
+) -> None:
+    with Relay(store) as relay:
+        first = nodes("one", 'on_partition = "keep"\n', url=relay.url)
+        wait_until(first.hold, "the first has it")
+        relay.close()
+        second = nodes("two", 'on_partition = "keep"\n')
+        wait_until(second.hold, "so has the second, once the lease has ended")
+        assert first.hold()
+        relay.open()
+        wait_until(lambda: not first.hold(), "the first lets go")
+        wait_until(lambda: not first.fleet.problems, "etcd answers it")
+        assert (first.hold(), second.hold()) == (False, True)
+
+
 def test_a_daemon_that_is_started_again_goes_on_with_its_claims(nodes: Nodes) -> None:
     first = nodes("one")
     wait_until(first.hold, "it has it")
@@ -244,6 +232,36 @@ def test_a_store_that_went_back_gives_no_address_to_another_host(nodes: Nodes, s
     assert boottime() - began > QUICK.lease - 1
 
 
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_a_restored_store_that_has_overtaken_what_it_was_is_noticed(
+    namespace: Etcd, nodes_of: Callable[[Etcd], Nodes], tmp_path: Path, *, is_compacted: bool
+) -> None:
+    """By a host that is connected late: the address has no claim any more, and is held yet by another that is later."""
+    del namespace
+    snapshot = tmp_path / "snapshot"
+    with running(Etcd("back", "127.0.0.6")) as (member,), Relay(member) as relay:
+        nodes = nodes_of(member)
+        late = nodes("late", url=relay.url)
+        wait_until(lambda: late.fleet.state is not None and late.fleet.state.answering == 1, "it is connected")
+        member.save(snapshot)
+        first = nodes("first")
+        wait_until(first.hold, "the first has it")
+        wait_until(lambda: not late.hold() and "host" in str(late.fleet.claims.gate(WANTED).waiting), "it knows that")
+        relay.close()
+        first.end()
+        member.stop()
+        member.restore(snapshot)
+        member.start()
+        member.wait_answers()
+        for number in range(20):
+            member.ctl("put", f"{PREFIX}/others/{number}", "")
+        if is_compacted:
+            compact(member)
+        relay.open()
+        wait_until(lambda: late.fleet.claims.is_in_doubt, "it is noticed")
+        assert not late.hold()
+
+
 def test_a_table_of_many_entries_is_read_in_pages(nodes: Nodes) -> None:
     client = Client(nodes("one").config.fleet)  # type: ignore[arg-type]  # it has one
     for start in range(0, 1200, 100):
@@ -256,16 +274,29 @@ def test_a_table_of_many_entries_is_read_in_pages(nodes: Nodes) -> None:
     client.close()
 
 
-def test_a_watch_of_what_was_compacted_ends_and_the_table_is_read_again(nodes: Nodes, store: Etcd) -> None:
-    settings = nodes("one").config.fleet
-    assert settings is not None
-    client = Client(settings)
-    revision, _ = client.list(PREFIX.encode())
-    put(store, "mail", MAIL)
-    store.ctl("compact", str(client.list(PREFIX.encode())[0]))
-    with pytest.raises(EtcdError, match="cancelled: compacted at"):
-        next(client.watch(PREFIX.encode(), revision).batches())
-    client.close()
+def test_a_watch_of_what_was_compacted_ends_and_the_table_is_read_again(
+    nodes: Nodes, store: Etcd, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once between what a node lists and its watch, which goes on from there, and once while it is cut off."""
+
+    def change() -> None:
+        put(store, "web", WEB)
+        put(store, "mail", MAIL)
+        compact(store)
+
+    with Relay(store) as relay:
+        relay.ahead_of_watch = change
+        node = nodes("one", url=relay.url)
+        wait_until(lambda: len(node.entries()) == 2, lambda: f"both are read: {node.fleet.problems}")
+        assert "the watch was cancelled: compacted at" in caplog.text
+        wait_until(node.hold, "it has a claim")
+        relay.close()
+        put(store, "web2", WEB.replace("web", "web2").replace("80", "81"))
+        change()
+        wait_until(lambda: not node.hold(), "it has noticed")
+        relay.open()
+        wait_until(lambda: len(node.entries()) == 3, lambda: f"all three are read: {node.fleet.problems}")
+        assert not node.fleet.claims.is_in_doubt
 
 
 @pytest.mark.parametrize(
@@ -273,10 +304,10 @@ def test_a_watch_of_what_was_compacted_ends_and_the_table_is_read_again(nodes: N
 )
 def test_a_watch_that_tells_nothing_is_noticed(nodes: Nodes, store: Etcd, timing: Timing) -> None:
     """The member that is watched by is frozen: another one, which answers, has what it does not tell."""
-    with relay(store) as (url, cut):
-        node = nodes("one", timing=timing, url=url)
+    with Relay(store) as relay:
+        node = nodes("one", timing=timing, url=relay.url)
         wait_until(lambda: node.fleet.state is not None and node.fleet.state.answering == 1, "it is connected")
-        cut()
+        relay.silence()
         put(store, "mail", MAIL)
         wait_until(lambda: node.entries() == ["etcd:mail:3"], "it is read all the same")
 
@@ -300,11 +331,8 @@ def test_users_have_rights_below_a_prefix_over_tls(
     members: Sequence[Etcd], nodes_of: Callable[[Etcd], Nodes], tmp_path: Path
 ) -> None:
     members[0].ctl("put", f"{PREFIX}/entries/mail", MAIL, user=ROOT)
-    password = tmp_path / "password"
-    password.write_text("secret\n")
-    password.chmod(0o600)
     urls = '", "'.join(member.url for member in members)
-    more = f'ca = "{tmp_path}/ca.pem"\nuser = "host"\npassword_file = "{password}"\n'
+    more = as_user(tmp_path)
     nodes = nodes_of(members[0])
     node = nodes("one", more, url=urls)
     wait_until(lambda: node.entries() == ["etcd:mail:3"], lambda: f"it is read: {node.fleet.problems}")
@@ -313,12 +341,39 @@ def test_users_have_rights_below_a_prefix_over_tls(
     assert (node.fleet.state.answering, node.fleet.state.members) == (3, 3)
     goes_on_with_two(node, members)
     outside_of_the_prefix(more, urls)
-    password.write_text("another")
+    (tmp_path / "password").write_text("another")
     wrong = nodes("two", more, url=urls)
     wait_until(lambda: "authentication failed" in str(wrong.fleet.problems), "a wrong password is told")
     assert "another" not in str(wrong.fleet.problems)
     unknown = nodes("three", more.replace("ca.pem", "etcd.pem"), url=urls)
     wait_until(lambda: "certificate" in str(unknown.fleet.problems).lower(), "so is an unknown authority")
+
+
+def as_user(place: Path) -> str:
+    """Give what a node says that the member lets in; its certificates are there already."""
+    password = place / "password"
+    password.write_text("secret\n")
+    password.chmod(0o600)
+    return f'ca = "{place}/ca.pem"\nuser = "host"\npassword_file = "{password}"\n'
+
+
+@pytest.mark.parametrize("release", Release)
+def test_a_token_from_before_a_user_was_changed_is_replaced(
+    namespace: Etcd, nodes_of: Callable[[Etcd], Nodes], tmp_path: Path, release: Release
+) -> None:
+    """With `--auth-token=jwt`, which has the state of all users and roles in it, as at the time when it was given."""
+    del namespace
+    tls, key = certificates(tmp_path, "127.0.0.5"), tmp_path / "key"
+    key.write_text("a secret of the members")
+    token = f"--auth-token=jwt,priv-key={key},sign-method=HS256,ttl=10m"
+    with running(Etcd("jwt", "127.0.0.5", tls=tls, programs=programs_of(release), options=(token,))) as (member,):
+        member.permit("host", "secret", f"{PREFIX}/")
+        node = nodes_of(member)("one", as_user(tmp_path))
+        wait_until(node.hold, lambda: f"it has the address: {node.fleet.problems}")
+        member.ctl("user", "add", "other:secret", user=ROOT)
+        another = replace(NAT, public=ip_address("198.51.100.9"))
+        wait_until(lambda: node.hold(Desired(nats=frozenset({NAT, another}))), lambda: str(node.fleet.problems))
+        assert not node.fleet.problems
 
 
 def goes_on_with_two(node: Node, members: Sequence[Etcd]) -> None:

@@ -3,12 +3,15 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Self
 
 from tests.lab import image
 from tests.lab.place import wait_until
@@ -50,7 +53,7 @@ def _openssl(place: Path, *words: str) -> None:
 class Etcd:
     """One member. `enter` are the words that start a program where it is to run, `peers` the URLs of all by name.
 
-    `programs` is where etcd and etcdctl are, other than the machine's own.
+    `programs` is where etcd and etcdctl are, other than the machine's own; `options` are more words for etcd.
     """
 
     name: str = "one"
@@ -59,6 +62,7 @@ class Etcd:
     peers: Mapping[str, str] = field(default_factory=dict)
     tls: Tls | None = None
     programs: Path | None = None
+    options: tuple[str, ...] = ()
     data: Path = field(default_factory=lambda: Path(mkdtemp(prefix="etcd-", dir="/dev/shm")))
     _process: "subprocess.Popen[bytes] | None" = None
 
@@ -72,12 +76,11 @@ class Etcd:
         """Where the other members find it."""
         return f"http://{self.address}:{_PEERS}"
 
-    def start(self, *more: str) -> None:
+    def start(self) -> None:
         """Begin; whether it answers is another matter, where it is one of several."""
-        peers = ",".join(f"{name}={url}" for name, url in ({self.name: self.peer_url} | dict(self.peers)).items())
         listens = [f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}"]
         joins = [f"--listen-peer-urls={self.peer_url}", f"--initial-advertise-peer-urls={self.peer_url}"]
-        cluster = [f"--initial-cluster={peers}", f"--name={self.name}", f"--data-dir={self.data}/data"]
+        cluster = [f"--initial-cluster={self._cluster}", f"--name={self.name}", f"--data-dir={self.data}/data"]
         tls = [] if self.tls is None else [f"--cert-file={self.tls.certificate}", f"--key-file={self.tls.key}"]
         # It ends with the tests, however these end.
         argv = [
@@ -91,7 +94,7 @@ class Etcd:
             *cluster,
             *tls,
             "--log-level=error",
-            *more,
+            *self.options,
         ]
         with (self.data / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
@@ -116,6 +119,20 @@ class Etcd:
             *("user grant-role root root", "auth enable"),
         ):
             self.ctl(*words.split())
+
+    def save(self, snapshot: Path) -> None:
+        """Copy its state into a file."""
+        self.ctl("snapshot", "save", str(snapshot))
+
+    def restore(self, snapshot: Path) -> None:
+        """Put it back to such a state, while it does not run."""
+        shutil.rmtree(self.data / "data")
+        words = [f"--name={self.name}", f"--initial-cluster={self._cluster}", f"--data-dir={self.data}/data"]
+        self.ctl("snapshot", "restore", str(snapshot), f"--initial-advertise-peer-urls={self.peer_url}", *words)
+
+    @property
+    def _cluster(self) -> str:
+        return ",".join(f"{name}={url}" for name, url in ({self.name: self.peer_url} | dict(self.peers)).items())
 
     @property
     def version(self) -> str:
@@ -164,6 +181,66 @@ class Etcd:
         """End it, and delete its data."""
         self.stop()
         shutil.rmtree(self.data, ignore_errors=True)
+
+
+class Relay:
+    """Another way to a member, which a test can cut; a context manager.
+
+    `ahead_of_watch` is done once, before the member hears of the next watch.
+    """
+
+    def __init__(self, store: Etcd) -> None:
+        self.ahead_of_watch: Callable[[], object] | None = None
+        self._store, self._is_open = store, True
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._silent: set[socket.socket] = set()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """End, with all connections."""
+        self._server.shutdown(socket.SHUT_RDWR)
+        for end in (self._server, *(end for pair in self._pairs for end in pair)):
+            end.close()
+
+    def silence(self) -> None:
+        """Let nothing more come on the connections that there are; others are made and used as before."""
+        self._silent.update(member for _, member in self._pairs)
+
+    def close(self) -> None:
+        """Let nothing through until it is opened."""
+        self._is_open = False
+        self._silent.update(end for pair in self._pairs for end in pair)
+
+    def open(self) -> None:
+        """Let connections be made again."""
+        self._is_open = True
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                if not self._is_open:
+                    client.close()
+                    continue
+                member = socket.create_connection((self._store.address, _CLIENTS))
+                self._pairs.append((client, member))
+                for ends in ((client, member), (member, client)):
+                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
+
+    def _carry(self, source: socket.socket, to: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if b"/v3/watch" in data and self.ahead_of_watch is not None:
+                    do, self.ahead_of_watch = self.ahead_of_watch, None
+                    do()
+                if source not in self._silent:
+                    to.sendall(data)
 
 
 @contextmanager

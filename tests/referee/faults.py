@@ -5,7 +5,6 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
 from tests.lab.etcd import Etcd
@@ -74,7 +73,7 @@ def older_state_restored(stage: Stage, host: int, _lot: random.Random) -> End:
         claim = f"/portfwd/v1/claims/{PUBLIC[WEB][0]}"
         wait_until(lambda: not stage.ctl("get", claim), "the claim is given back")
     with suppress(subprocess.CalledProcessError):
-        stage.etcd[0].ctl("snapshot", "save", str(snapshot))
+        stage.etcd[0].save(snapshot)
     if runs:
         stage.web_on(host).start()
         wait_until(lambda: stage.answers(WEB), "the guest is reached again")
@@ -84,17 +83,10 @@ def older_state_restored(stage: Stage, host: int, _lot: random.Random) -> End:
             return
         _each(stage.etcd, Etcd.stop)
         for member in stage.etcd:
-            _restore(member, snapshot)
+            member.restore(snapshot)
         _each(stage.etcd, Etcd.start)
 
     return end
-
-
-def _restore(member: Etcd, snapshot: Path) -> None:
-    subprocess.run(["rm", "-rf", str(member.data / "data")], check=True)  # noqa: S603, S607  own words
-    peers = ",".join(f"{name}={url}" for name, url in member.peers.items())
-    words = [f"--name={member.name}", f"--initial-cluster={peers}", f"--initial-advertise-peer-urls={member.peer_url}"]
-    member.ctl("snapshot", "restore", str(snapshot), f"--data-dir={member.data}/data", *words)
 
 
 # --- links -----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ from typing import Any, Final, Protocol
 
 PHASES: Final = ("before", "copying", "switching", "after", "cancelled")
 ELSEWHERE: Final = "started elsewhere"
+RESTORED: Final = "older state restored"
+# Names of faults that are drawn no more, as each was made two.
+_FORMER: Final = frozenset({"host stopped", "link for copies cut"})
 
 INTRODUCTION = """\
 Three hosts with libvirtd, a daemon and BIRD each; three members of etcd with TLS, each in a network of its own, with
@@ -26,7 +29,9 @@ stopped for 30 s. Or the other guest is started elsewhere, which is drawn as one
 that had it, which is found alive after 20 s. Links are cut one way or both by lot where that is what the fault is
 called. Each round changes an entry of the table. Once the fault has ended, both guests have to be reached at their
 addresses again, which only the hosts may have that they run on, and all hosts have to have the table as it was written.
-Never may two hosts have an address, answer for it or announce it, and no daemon may lose the table.
+Never may two hosts have an address, answer for it or announce it, and no daemon may lose the table. A TCP stream to the
+guest that migrates has to go on afterwards, but where an older state of etcd was restored: then no host may claim
+anything for 15 s, and the guest has no public address meanwhile.
 
 The figures below a heading may be those of several runs of one commit. After a round that failed, a run goes on with
 new hosts. A run of the last phase alone has the second guest only.
@@ -107,6 +112,9 @@ class Figures:
                 found.append(f"two hosts {what} an address {number} times")
         if lost := sum(item.lost for item in self.rounds):
             found.append(f"daemons had lost the table {lost} times")
+        ended = [item.fault for item in self.rounds if item.went_on is False and item.fault != RESTORED]
+        if ended:
+            found.append(f"streams had ended {len(ended)} times: {', '.join(ended)}")
         if len(self.rounds) != self.asked:
             found.append(f"{len(self.rounds)} of {self.asked} rounds came to their end")
         return found
@@ -149,6 +157,9 @@ def section(record: dict[str, Any]) -> Iterator[str]:
     lasted = f"{len(rounds)} rounds{runs} in {record['seconds']:.0f} s"
     yield f"{lasted}; {record['looks']:,} looks at both addresses saw {twice}."
     yield _how_often(record)
+    if _FORMER & {item["fault"] for item in rounds}:
+        yield ""
+        yield _OF_FORMER
     yield ""
     columns = ("rounds", "moved", "stream went on", "well again: median", "worst", "unheld: worst")
     yield f"| fault | {' | '.join(columns)} | taken over: median | worst |"
@@ -162,6 +173,11 @@ def section(record: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield "Not as wanted:"
         yield from (f"- {fault}" for fault in record["faults"])
+
+
+_OF_FORMER: Final = """\
+This run is of an earlier commit, with other faults: *host stopped* was either of the two hosts, for 30 s or as long as
+other faults, the link for copies was cut both ways, and no member of etcd but the leader was cut off."""
 
 
 def _how_often(record: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Final
 
@@ -277,15 +278,21 @@ class _Play:
         """Count the hosts whose daemon can be asked and has lost the table."""
         for number, daemon in self._stage.daemons.items():
             if daemon is not None and daemon.process.running and not self._is_stopped(number):
+                wait_until(partial(self._answers, number), f"the daemon of host {number} answers")
                 self._lost += not self._has_table(number)
 
     def _is_stopped(self, number: int) -> bool:
         return number == self._struck and self._fault in STOPPED | {"daemon stopped"}
 
     def _has_table(self, number: int) -> bool:
-        """Whether a daemon has the entries; one that has just been started may not be ready yet."""
-        told = self._stage.hosts[number].portfwd("status", "--json", check=False).stdout
-        return not told or f'"etcd:{STEADY}:' in told
+        """Whether a daemon answers, and has the entries."""
+        return f'"etcd:{STEADY}:' in self._told(number)
+
+    def _answers(self, number: int) -> bool:
+        return self._told(number) != ""
+
+    def _told(self, number: int) -> str:
+        return self._stage.hosts[number].portfwd("status", "--json", check=False).stdout
 
     def _is_well(self) -> bool:
         """Whether guests are reached, by the hosts they run on, and all hosts have the table as it is."""

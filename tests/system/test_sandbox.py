@@ -211,8 +211,9 @@ def etcd(sandbox: Sandbox, tmp_path: Path) -> Iterator[Etcd]:
     for place, address in ((machine.place, "10.9.9.1/24"), (outside, f"{PRIVATE}/24")):
         place.run(["ip", "address", "add", address, "dev", "eth0"])
     tls = certificates(tmp_path, CLIENT4, PRIVATE)
-    member = Etcd("one", CLIENT4, ("nsenter", f"--net={outside.namespace}"), tls=tls)
-    member.start(f"--listen-client-urls={member.url},https://{PRIVATE}:2379")
+    both = f"--listen-client-urls=https://{CLIENT4}:2379,https://{PRIVATE}:2379"
+    member = Etcd("one", CLIENT4, ("nsenter", f"--net={outside.namespace}"), tls=tls, options=(both,))
+    member.start()
     try:
         member.wait_answers()
         member.permit("host", "secret", "/portfwd/v1/")

@@ -1,5 +1,6 @@
 """Which public addresses of the shared table a host may have, by its own clock alone."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,7 +12,7 @@ from fwdaemon.core.inventory import HindranceKind
 from fwdaemon.core.report import ReasonKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import OnPartition, Origin
-from fwdaemon.fleet.claims import Claims, Holder, Lease, claim_key, claims_in
+from fwdaemon.fleet.claims import Claims, History, Holder, Lease, claim_key, claims_in
 from fwdaemon.fleet.table import Item
 from fwdaemon.hostnet.owned_state import OwnedStateFile
 from tests.unit.forwards import nat
@@ -195,6 +196,37 @@ def test_a_store_that_went_back_is_in_doubt_for_a_lease(tmp_path: Path, claims: 
     assert not is_in_doubt(again)
     again.saw(10, 15)
     assert is_in_doubt(again), "it may go back more than once"
+
+
+@pytest.mark.parametrize(
+    ("origin", "now", "then", "goes_on"),
+    [
+        ((1, 2), {b"a": 3, b"b": 4}, {b"a": 3, b"b": 4}, True),
+        ((1, 3), {b"a": 9}, {b"a": 3, b"b": 4}, True),
+        ((1, 3), {b"a": 9}, None, True),
+        ((1, 2), {b"a": 3, b"c": 9}, None, True),
+        ((2, 2), {b"a": 3, b"b": 4}, {b"a": 3, b"b": 4}, False),
+        ((1, 1), {b"a": 3, b"b": 4}, {b"a": 3, b"b": 4}, False),
+        ((1, 2), {b"a": 9, b"b": 9}, {b"a": 3}, False),
+        ((1, 2), {b"a": 9, b"b": 9}, {b"a": 3, b"b": 3}, False),
+        ((1, 2), {b"a": 3, b"c": 4}, None, False),
+    ],
+)
+def test_a_store_is_the_one_of_before_if_it_was_the_same_then(
+    origin: tuple[int, int], now: Mapping[bytes, int], then: Mapping[bytes, int] | None, *, goes_on: bool
+) -> None:
+    known = History.of((1, 2), 2, [Item(b"c", revision=2), Item(b"b", revision=1)])
+    known.hear([Item(b"a", revision=3), Item(b"c", revision=4, is_deleted=True), Item(b"b", revision=4)])
+    asked: list[int] = []
+
+    def had(revision: int) -> list[Item] | None:
+        asked.append(revision)
+        return None if then is None else [Item(key, revision=at) for key, at in then.items()]
+
+    found = History.of(origin, 9, [Item(key, revision=at) for key, at in now.items()])
+    assert found.follows(known, had) is goes_on
+    assert set(asked) <= {4}
+    assert found.follows(History(), had), "nothing is known yet"
 
 
 def is_in_doubt(claims: Claims) -> bool:

@@ -183,11 +183,14 @@ def test_a_flow_that_shows_its_client_goes_on_beside_a_forward_of_another_interf
         pytest.param(opened("192.168.122.60", "198.51.100.65"), False, id="under another one of its own"),
         pytest.param(opened("192.168.122.61", "198.51.100.1"), False, id="of another guest"),
         pytest.param(flow("198.51.100.8:80", "192.168.122.60:80", source="192.168.122.60"), False, id="to itself"),
+        pytest.param(flow("198.51.100.65:80", "198.51.100.65:80"), True, id="to it, and not led there"),
+        pytest.param(flow("198.51.100.65:80", "192.168.122.60:80"), False, id="to it, and led there"),
+        pytest.param(flow("198.51.100.66:80", "198.51.100.66:80"), False, id="to others"),
     ],
 )
-def test_what_a_guest_sends_under_another_address_strayed(seen: Flow, *, strayed: bool) -> None:
+def test_what_is_not_translated_as_the_address_of_a_guest_is_strayed(seen: Flow, *, strayed: bool) -> None:
     own = [ip_address("198.51.100.8"), ip_address("198.51.100.65")]
-    assert is_strayed(seen, {ip_address("192.168.122.60"): own}) is strayed
+    assert is_strayed(seen, {ip_address("192.168.122.60"): own}, own) is strayed
 
 
 # Networks of type nat (virbr0), none (virbr1) and route (virbr2).

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Job
+from fwdaemon.core.types import FleetState, Job
 from fwdaemon.metrics.exposition import Exposition
 from fwdaemon.metrics.figures import BOUNDS_S, Cause, Tally, metrics_of
 from fwdaemon.status.model import Status
@@ -111,6 +112,15 @@ def test_exposures_are_counted_by_kind_and_state() -> None:
         ("route", "refused"): 1,
         ("route", "waiting"): 1,
     }
+
+
+def test_how_it_is_with_etcd_is_shown_where_there_is_a_fleet() -> None:
+    told = statuses.status()
+    held = (ip_address("198.51.100.8"), ip_address("2001:db8::88"))
+    for fleet, expected in ((FleetState(2, 3, 812, None, 5, held), (3, 2, 812, 5, 2)), (None, ())):
+        found = exposed(replace(told, header=replace(told.header, fleet=fleet)))
+        names = ("etcd_members", "etcd_members_answering", "table_revision", "table_entries", "claims_held")
+        assert tuple(value(found, name) for name in names if f"kvm_portfwd_{name}" in found) == expected
 
 
 def test_connections_are_counted_where_somebody_counts() -> None:

@@ -125,12 +125,21 @@ def test_what_went_wrong_in_a_fleet_is_on_the_page(tmp_path: Path) -> None:
         assert "\nFrom one look to the next it took 10 ms on average, and 0.31 s at most.\n" in text
     assert "before 2, copying 0, switching 0, after 0, cancelled 0, started elsewhere 2." in text
     counted.held_twice, counted.announced_twice, counted.asked = 1, 2, 3
-    counted.rounds.append(replace(migrated, lost=1))
-    counted.rounds.pop(0)
+    counted.rounds.append(replace(migrated, lost=1, went_on=False))
+    counted.rounds[0] = replace(migrated, fault=referee.RESTORED, went_on=False)
+    counted.rounds.pop(1)
     assert counted.faults() == [
         *("two hosts had an address 1 times", "two hosts announced an address 2 times"),
-        *("daemons had lost the table 1 times", "2 of 3 rounds came to their end"),
+        *("daemons had lost the table 1 times", "streams had ended 1 times: none", "2 of 3 rounds came to their end"),
     ]
+
+
+def test_a_record_of_earlier_faults_says_so(tmp_path: Path) -> None:
+    page = tmp_path / "robustness.md"
+    for fault, told in (("host stopped", 1), (SOURCE_STOPPED, 0)):
+        of_it = Round(fault, "before", 1.0, moved=True, back=1.5, unheld=0.3, taken=None, went_on=True)
+        store(page, Record("referee", "nftables", _STAMP, "Linux", referee.Figures(1, rounds=[of_it]).record()))
+        assert page.read_text(encoding="utf-8").count("\nThis run is of an earlier commit, with other faults: ") == told
 
 
 def test_each_fault_of_a_fleet_is_drawn_once_in_each_phase() -> None:
