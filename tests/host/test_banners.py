@@ -4,15 +4,20 @@ fail2ban with nftables is shown on a whole machine (tests/system/test_firewalls.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGKILL
 
 import pytest
 
 from tests.host.conftest import HEAD, Scene, each_backend, entry
 from tests.lab import image
+from tests.lab.fail2ban import DATABASE, are_aged
 from tests.lab.host import CLIENT4, CLIENT4_SECOND, PUBLIC4, SOURCE
-from tests.lab.place import wait_until
+from tests.lab.place import Process, wait_until
 from tests.lab.release import LibvirtFirewall
 
 EXAMPLES = SOURCE / "etc/examples"
@@ -30,6 +35,9 @@ while True:
         log.write(f"{{when}} web1 sshd[7]: Failed password for root from {{client}} port {{port}} ssh2\\n")
         connection.sendall(b"no")
 """
+SOCKET = ("-s", "/run/fail2ban.sock", "-p", "/run/fail2ban.pid")
+# Of the jail in the examples.
+BANTIME_S = 3600
 # Of CrowdSec's local API, what bouncers ask for: what a file says.
 DECISIONS = "/run/decisions.json"
 CROWDSEC = f"""
@@ -74,46 +82,95 @@ def fails_to_log_in(scene: Scene) -> bool:
     return scene.host.outside.tcp(PUBLIC4, 2222, timeout=1).text == "no"
 
 
+def lasts(scene: Scene, seconds: str) -> bool:
+    """Whether the client is banned for so long, which is a pattern."""
+    listed = scene.host.run("ipset", "list", "KVMPF_banned_4").stdout
+    return bool(re.search(f"^{CLIENT4} timeout {seconds} *$", listed, re.MULTILINE))
+
+
 def is_legacy(scene: Scene) -> bool:
     return scene.host.flavour.firewall is LibvirtFirewall.LEGACY
 
 
 @contextmanager
-def running(scene: Scene, *argv: str, env: Mapping[str, str] | None = None, said: str = "") -> Iterator[None]:
+def running(scene: Scene, *argv: str, env: Mapping[str, str] | None = None, said: str = "") -> Iterator[Process]:
     program = scene.host.place.popen(argv, env=env)
     try:
         if said:
             program.wait_line(said)
-        yield
+        yield program
     finally:
         program.stop()
 
 
-@pytest.mark.on(LibvirtFirewall.LEGACY)
-def test_three_failed_logins_are_a_ban_by_fail2ban_until_it_takes_that_back(scene: Scene) -> None:
+@dataclass(frozen=True, slots=True)
+class Fail2ban:
+    """fail2ban with the jail of the examples, where it is no service."""
+
+    scene: Scene
+    root: Path
+
+    @contextmanager
+    def running(self) -> Iterator[Process]:
+        """Start it, and stop it unless it was killed: then it takes no ban back."""
+        with running(self.scene, *self._words("server", "-xf", *SOCKET, "start"), env=self._libraries) as program:
+            program.wait_line("Jail 'guest-ssh' started")
+            yield program
+
+    def set(self, *words: str) -> None:
+        """Change something in the jail."""
+        words = self._words("client", *SOCKET, "set", "guest-ssh", *words)
+        self.scene.host.place.run(words, env=self._libraries)
+
+    @property
+    def _libraries(self) -> dict[str, str]:
+        return {"PYTHONPATH": f"{self.root}/usr/lib/python3/dist-packages"}
+
+    def _words(self, program: str, *words: str) -> tuple[str, ...]:
+        return ("/usr/bin/python3", f"{self.root}/usr/bin/fail2ban-{program}", *words)
+
+
+@pytest.fixture
+def fail2ban(scene: Scene) -> Iterator[Fail2ban]:
+    """What it needs: its files, ours, a set, and the guest's service."""
     host, root = scene.host, image.banners()
     host.run("rm", "-rf", "/etc/fail2ban")
     host.run("cp", "-r", f"{root}/etc/fail2ban", "/etc/fail2ban")
     host.run("cp", "-r", f"{EXAMPLES}/fail2ban/.", "/etc/fail2ban")
     action = "kvm-portfwd-ipset[set=banned]"
     host.write("/etc/fail2ban/jail.local", f"[sshd]\nenabled = false\n[guest-ssh]\nenabled = true\naction = {action}\n")
-    host.write("/etc/fail2ban/fail2ban.local", "[Definition]\ndbfile = None\nlogtarget = STDOUT\n")
-    host.run("mkdir", "-p", LOG.rpartition("/")[0])
+    host.write("/etc/fail2ban/fail2ban.local", f"[Definition]\ndbfile = {DATABASE}\nlogtarget = STDOUT\n")
+    for file in (LOG, DATABASE):
+        host.run("mkdir", "-p", file.rpartition("/")[0])
     begin(scene, "banned")
     server = scene.web.place.popen(["python3", "-c", LOGINS])
     server.wait_line("ready")
-    env = {"PYTHONPATH": f"{root}/usr/lib/python3/dist-packages"}
-    where = ("-s", "/run/fail2ban.sock", "-p", "/run/fail2ban.pid")
-    fail2ban = ("/usr/bin/python3", f"{root}/usr/bin/fail2ban-server", "-xf", *where, "start")
-    with running(scene, *fail2ban, env=env, said="Jail 'guest-ssh' started"):
+    yield Fail2ban(scene, root)
+    server.stop()
+
+
+@pytest.mark.on(LibvirtFirewall.LEGACY)
+def test_three_failed_logins_are_a_ban_by_fail2ban_that_ends_on_time_without_it_too(
+    scene: Scene, fail2ban: Fail2ban
+) -> None:
+    with fail2ban.running() as program:
         assert all(fails_to_log_in(scene) for _ in range(3))
         wait_until(lambda: not fails_to_log_in(scene), "the client is banned")
         assert not is_served(scene)
         assert is_served(scene, CLIENT4_SECOND)
-        client = f"{root}/usr/bin/fail2ban-client"
-        host.place.run(["/usr/bin/python3", client, *where, "set", "guest-ssh", "unbanip", CLIENT4], env=env)
+        wait_until(lambda: are_aged(scene.host, BANTIME_S - 600), "the ban is written down, and older from now on")
+        scene.host.run("truncate", "--size=0", LOG)
+        program.stop(SIGKILL)
+    assert not is_served(scene)
+    with fail2ban.running() as program:
+        wait_until(lambda: lasts(scene, "[56][0-9]{2}"), "what is left of the ban is restored")
+        fail2ban.set("unbanip", CLIENT4)
         wait_until(lambda: is_served(scene), "the ban is over")
-    server.stop()
+        fail2ban.set("bantime", "3")
+        fail2ban.set("banip", CLIENT4)
+        wait_until(lambda: lasts(scene, "[0-5]"), "the client is banned for a moment")
+        program.stop(SIGKILL)
+    wait_until(lambda: is_served(scene), "the ban is over without it")
 
 
 def decide(scene: Scene, new: tuple[str, ...] = (), deleted: tuple[str, ...] = ()) -> None:
