@@ -6,6 +6,8 @@ import { changed, entryAt, linesOf } from "./dropin";
 import { Dialog, Message, busy } from "./parts";
 import { NotSaved, check, read, save } from "./saving";
 import type { Written } from "./saving";
+import { SavingMeanwhile } from "./standing";
+import type { Standing } from "./standing";
 import { shown } from "./text";
 import { call } from "./varlink";
 import { failureText } from "./words";
@@ -13,7 +15,10 @@ import type { Opening } from "./types";
 
 const _ = cockpit.gettext;
 
-export function RemoveDialog({ main, opening, onClose }: { main: string; opening: Opening; onClose: (done?: string, later?: string) => void }) {
+interface RemoveDialogProps { main: string; standing: Standing; opening: Opening; onClose: (done?: string, later?: string) => void }
+
+export function RemoveDialog({ main, standing, opening, onClose }: RemoveDialogProps) {
+    const [told, setTold] = useState<Standing>("");
     const [before, setBefore] = useState<Written | null>(null);
     const [failure, setFailure] = useState<ReactNode>("");
     useEffect(() => {
@@ -21,6 +26,9 @@ export function RemoveDialog({ main, opening, onClose }: { main: string; opening
     }, [main]);
     const entry = before && entryAt(before.text, opening.line, opening.kind, opening.owner);
     const remove = async () => {
+        setTold(standing);
+        if (!["", told].includes(standing))
+            return;
         if (!before || !entry)
             throw new NotSaved(_("The file was changed meanwhile, so nothing was written. Close this dialog, and try again."));
         const { text } = changed(before.text, entry, null);
@@ -35,10 +43,11 @@ export function RemoveDialog({ main, opening, onClose }: { main: string; opening
         onClose(_("The entry was removed"), later);
     };
     return (
-        <Question title={_("Remove this entry?")} verb={_("Remove")} onSure={remove} onClose={onClose} isReady={!!before}>
+        <Question title={_("Remove this entry?")} verb={told ? _("Remove anyway") : _("Remove")} onSure={remove} onClose={onClose} isReady={!!before}>
             {failure && <Message variant="danger" title={failure} />}
             <p>{cockpit.format(_("$0 is reachable no more at any address or port of this entry; connections end."), shown(opening.owner))}</p>
             {before && entry && <pre className="entry">{linesOf(before.text, entry).map(shown).join("\n")}</pre>}
+            <SavingMeanwhile standing={told} />
         </Question>
     );
 }
@@ -62,7 +71,7 @@ function Question({ title, verb, onSure, onClose, isReady = true, children }: Qu
     const [isBusy, setIsBusy] = useState(false);
     const sure = () => {
         setIsBusy(true);
-        onSure().catch((error: unknown) => { setFailure(failureText(error)); setIsBusy(false) });
+        onSure().catch((error: unknown) => setFailure(failureText(error))).finally(() => setIsBusy(false));
     };
     return (
         <Dialog variant="small" onClose={onClose} aria-labelledby="question-title" aria-describedby="question-text">

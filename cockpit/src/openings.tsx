@@ -1,5 +1,5 @@
 // The table of all that is open, or should be.
-import { memo, useEffect, useMemo, useState } from "react";
+import { memo, useMemo, useState } from "react";
 import {
     Button, Card, CardBody, CardHeader, CardTitle, EmptyState, FormSelect, FormSelectOption, Label, MenuToggle, Pagination,
     SearchInput, Toolbar, ToolbarContent, ToolbarItem,
@@ -104,7 +104,7 @@ const Row = memo(function Row({ opening, isAdmin, main, onAct }: Acting & { open
         <Tr>
             <Td dataLabel={_("Guest or network")} className="break">
                 {shown(opening.owner)}
-                {opening.until && <div><Label isCompact icon={<HourglassIcon />}><Left until={opening.until} /></Label></div>}
+                {opening.remaining_seconds !== null && <div><Label isCompact icon={<HourglassIcon />}>{remaining(opening.remaining_seconds)}</Label></div>}
             </Td>
             <Td dataLabel={_("State")}>
                 <div><State state={opening.state} /></div>
@@ -139,15 +139,6 @@ function openNow({ open_connections, open_bytes }: Opening): string {
 function State({ state }: { state: Opening["state"] }) {
     const [status, Icon] = { active: ["success", CheckCircleIcon] as const, waiting: ["warning", ClockIcon] as const, refused: ["danger", ExclamationCircleIcon] as const }[state];
     return <Label isCompact status={status} icon={<Icon />}>{stateText(state)}</Label>;
-}
-
-function Left({ until }: { until: string }) {
-    const [now, setNow] = useState(Date.now);
-    useEffect(() => {
-        const timer = window.setInterval(() => setNow(Date.now()), 10000);
-        return () => window.clearInterval(timer);
-    }, []);
-    return <>{remaining(until, now)}</>;
 }
 
 function actions(opening: Opening, main: string, isAdmin: boolean, onAct: Acting["onAct"]): IAction[] {

@@ -11,10 +11,11 @@ export function moment(at: string): string {
     return new Date(at).toLocaleString(cockpit.language.replace("_", "-"), { dateStyle: "medium", timeStyle: "medium" });
 }
 
-export function remaining(until: string, now: number): string {
-    const left = (Date.parse(until) - now) / 60000;
-    // Of eight hours, no one is to read a minute more for a second by which the clocks differ.
-    const minutes = Math.max(0, left < 60 ? Math.ceil(left) : Math.round(left));
+// By the daemon's clocks: that of the browser may be another.
+export function remaining(seconds: number): string {
+    if (seconds < 120)
+        return cockpit.format(cockpit.ngettext("$0 second left", "$0 seconds left", seconds), seconds);
+    const minutes = Math.floor(seconds / 60);
     if (minutes < 60)
         return cockpit.format(cockpit.ngettext("$0 minute left", "$0 minutes left", minutes), minutes);
     const hours = Math.floor(minutes / 60);

@@ -36,6 +36,7 @@ from tests.host.cockpit import (
 )
 from tests.host.conftest import HEAD, WEB4, Scene, entry, filled
 from tests.lab.browser import Browser
+from tests.lab.daemon import CONFIG
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
@@ -180,6 +181,44 @@ def test_what_is_wrong_stands_beside_its_field_and_what_is_taken_is_asked_about(
     done(page, "The entry was added")
     assert drop_ins(host) == [DROP_IN]
     host.run("rm", DROP_IN)
+
+
+def test_a_configuration_that_waits_to_be_confirmed_or_was_not_is_told_and_asked_about(
+    shared_scene: Scene, page: Browser
+) -> None:
+    scene, host = shared_scene, shared_scene.host
+    lapsed = alert("danger", "The files are not what is in force")
+
+    def reloaded(port: int, time: str) -> None:
+        host.write(CONFIG, HEAD + filled(entry("web", f"{port}:80", "WEB4")))
+        host.portfwd("reload", "--confirm", time)
+
+    scene.daemon("")
+    show(page)
+    page.wait(NOTHING)
+    reloaded(8000, "1h")
+    assert " left)" in page.wait(alert("warning", "the configuration before comes back"))
+    forwarded(page, "web", "8001", "80", WEB4)
+    page.wait(alert("warning", "still waits to be confirmed"))
+    assert drop_ins(host) == []
+    send(page, "Save anyway")
+    done(page, "The entry was added")
+    page.click(button("Keep this configuration"))
+    page.wait_gone(alert("warning", "the configuration before comes back"))
+    assert host.portfwd("confirm", check=False).returncode != 0
+
+    reloaded(8002, "2s")
+    page.wait(lapsed)
+    page.wait(row("tcp *:8000"))
+    act(page, "tcp *:8001", "Remove")
+    send(page, "Remove")
+    page.wait(alert("warning", "was not confirmed in time"))
+    assert drop_ins(host) == [DROP_IN]
+    scene.refused(lambda: host.outside.fetch(f"http://{PUBLIC4}:8002/"))
+    send(page, "Remove anyway")
+    done(page, "The entry was removed")
+    page.wait_gone(lapsed)
+    scene.answers(lambda: host.outside.fetch(f"http://{PUBLIC4}:8002/"), f"web {CLIENT4}")
 
 
 def test_what_is_written_meanwhile_is_not_overwritten(shared_scene: Scene, page: Browser) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from fwdaemon import __version__
+from fwdaemon.audit.journal import LATE_JOBS
 from fwdaemon.core.inventory import HindranceKind
 from fwdaemon.explain.report import Cause
 from tests.unit import programs
@@ -90,6 +91,8 @@ def test_the_page_has_words_for_every_kind_that_the_daemon_gives() -> None:
     kinds = {name: re.findall(r'^    "([^"]+)": ', listed, re.MULTILINE) for name, listed in lists}
     assert sorted(kinds["WHOLE"] + kinds["IN_PART"]) == sorted(HindranceKind)
     assert sorted(kinds["CAUSES"]) == sorted(Cause)
+    late = dict(re.findall(r'^    "([^"]+)": _\("([^"]+)"\)', dict(lists)["LATE"], re.MULTILINE))
+    assert late == {job: words.replace("{}", "$0") for job, words in LATE_JOBS.items()}
     named = set(re.findall(r'\b(?:fine|wrong|unknown)\(\s*"([^"]+)"', "\n".join(map(read, EXPLAIN.glob("*.py")))))
     assert named <= set(kinds["STEPS"])
     assert len(named) > 10
