@@ -101,6 +101,8 @@ const CAUSES: Record<string, string> = {
     "held-elsewhere": _("Another machine has the address now."),
     "only-from-host": _("Only this host itself reaches this address: connect to another one."),
     "unclaimed": _("No entry is for this port: add one."),
+    "not-allowed": _("The guest asks for it itself, and no [[allow]] covers that: write one where it is to have it."),
+    "claimed": _("It is taken already: choose another port or address, or free this one."),
     "localhost-off": _("Forwards do not answer on this loopback address."),
     "source-refused": _("The entry is for other clients: add this one to those who may connect."),
     "wrong-interface": _("The entry is only for what comes in by another interface."),

@@ -49,6 +49,8 @@ class Cause(StrEnum):
     HELD_ELSEWHERE = "held-elsewhere"
     ONLY_FROM_HOST = "only-from-host"
     UNCLAIMED = "unclaimed"
+    NOT_ALLOWED = "not-allowed"
+    CLAIMED = "claimed"
     LOCALHOST_OFF = "localhost-off"
     SOURCE_REFUSED = "source-refused"
     WRONG_INTERFACE = "wrong-interface"

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Final
 
-from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, NatEntry, RouteEntry
 from fwdaemon.config.sets import networks_named
 from fwdaemon.core.admission import Gatekeeper
@@ -31,7 +30,7 @@ from fwdaemon.explain.arrival import (
 )
 from fwdaemon.explain.delivery import Delivery, WayBack, WayOut
 from fwdaemon.explain.entrance import Entrance, HostContext, Judge, Target
-from fwdaemon.explain.guest import GuestWalk, Libvirt, away, carried, is_for, sender
+from fwdaemon.explain.guest import GuestWalk, Libvirt, away, carried, held_back, is_for, sender
 from fwdaemon.explain.report import (
     RELOAD,
     START_COMMAND,
@@ -263,11 +262,7 @@ class _Trace:
     def _unclaimed(self, arrival: Arrival) -> Step:
         refused = next((item for item in self.refused if is_for(item, arrival)), None)
         if refused is not None:
-            text = f"{refused.origin} asks for it and is refused: {why(refused.reason)}"
-            remedy = f"Where the domain is to have it, write an [[allow]] for that in {self.main}, and {RELOAD}."
-            if not refused.origin.domain:
-                remedy = "Have that process listen elsewhere, or write another port of the host there."
-            return wrong("entry", text, Cause.UNCLAIMED, remedy)
+            return held_back(refused, self.main)
         remedy = remedies.claim_port(nearest(self.config, arrival), arrival, self.main)
         return wrong("entry", f"no entry of {self.main} claims it", Cause.UNCLAIMED, remedy)
 
