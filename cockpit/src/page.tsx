@@ -59,7 +59,7 @@ export function Page() {
                     <StackItem><Openings openings={status.openings} isAdmin={isAdmin} main={file} onAct={act} /></StackItem>
                 </Stack>
             </PageSection>
-            {dialog?.action === "explain" && <ExplainDialog opening={opening} onClose={close} />}
+            {dialog?.action === "explain" && <ExplainDialog opening={opening} onClose={close} openings={status.openings} main={file} isAdmin={isAdmin} onAct={act} />}
             {dialog?.action === "history" && opening && <HistoryDialog opening={opening} onClose={close} />}
             {dialog?.action === "add" && <EntryDialog {...saving} opening={null} />}
             {dialog?.action === "change" && <EntryDialog {...saving} opening={opening} />}

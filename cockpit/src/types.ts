@@ -69,6 +69,7 @@ export interface Explanation {
     connection: string;
     works: boolean;
     cause: string | null;
+    entry: { file: string; line: number } | null;
     sentence: string;
     steps: Step[];
 }

@@ -46,6 +46,7 @@ pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 CONTROL = f'[control]\ngroup = "{GROUP}"\n'
 MAIL4, MAIL4_NEW = "198.51.100.8", "198.51.100.9"
 ROUTED4 = "203.0.113.66"
+STRANGER4 = "198.51.100.77"
 BY_HAND = "# by hand\n"
 
 
@@ -308,7 +309,11 @@ def test_what_waits_or_is_refused_says_what_helps(shared_scene: Scene, page: Bro
         host.run("sysctl", "-w", "net.ipv4.ip_forward=1")
 
 
-def test_why_a_connection_fails_is_explained(shared_scene: Scene, page: Browser) -> None:
+def test_why_a_connection_fails_is_explained_and_leads_to_the_entry_that_helps(
+    shared_scene: Scene, page: Browser
+) -> None:
+    host = shared_scene.host
+    host.write(DROP_IN, filled(entry("web", "8010:80", "WEB4", f'sources = ["{CLIENT4}/32"]')))
     shared_scene.daemon(entry("web", "8000:80 8004:81", "WEB4"))
     show(page)
     page.wait(row("tcp *:8004"))
@@ -321,6 +326,25 @@ def test_why_a_connection_fails_is_explained(shared_scene: Scene, page: Browser)
     page.write("//*[@id='explain-to']", "nonsense")
     send(page, "Explain")
     page.wait(alert("danger", "write one such as"))
+    assert page.texts(button("Change the entry")) == []
+
+    page.write("//*[@id='explain-to']", ":8010")
+    send(page, "Explain")
+    page.wait(alert("success", "It works"))
+    page.write("//*[@id='explain-from']", STRANGER4)
+    send(page, "Explain")
+    assert f"{STRANGER4}/32" in page.wait(alert("danger", "to sources in"))
+    page.click(button("Change the entry"))
+    page.wait(f"{field('domain')}/ancestor::form")
+    fill(page, sources=f"{CLIENT4}/32 {STRANGER4}/32")
+    send(page, "Save")
+    done(page, "The entry was changed")
+    page.click(button("Explain a connection"))
+    page.write("//*[@id='explain-to']", ":8010")
+    page.write("//*[@id='explain-from']", STRANGER4)
+    send(page, "Explain")
+    page.wait(alert("success", "It works"))
+    host.run("rm", DROP_IN)
 
 
 def test_a_member_of_the_group_sees_and_cannot_change(shared_scene: Scene, page: Browser) -> None:

@@ -9,7 +9,7 @@ from fwdaemon.audit import lines
 from fwdaemon.audit.throttle import Rations
 from fwdaemon.core.inventory import Element, Inventory, Metadata
 from fwdaemon.core.report import Cause as Why
-from fwdaemon.explain.report import Cause, Report, as_text
+from fwdaemon.explain.report import Cause, Report, as_object, as_text
 from fwdaemon.resolve.placement import Placer
 from fwdaemon.status.rows import Facts, Readings, rows
 from tests.unit import trace_scene
@@ -110,6 +110,7 @@ def test_explain_follows_what_a_definition_asks_for() -> None:
     assert trace_scene.cause(shut) is Cause.NOT_ALLOWED
     assert "does not cover ports tcp 22" in as_text(shut, terminal=False, unicode=False)
     assert "write an [[allow]] for that in /etc/portfwd.toml" in shut.sentence
+    assert as_object(shut)["entry"] is None
 
 
 def test_explain_says_what_gives_a_definition_what_is_refused_for_another_reason() -> None:
