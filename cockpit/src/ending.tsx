@@ -10,7 +10,7 @@ import { SavingMeanwhile } from "./standing";
 import type { Standing } from "./standing";
 import { shown } from "./text";
 import { call } from "./varlink";
-import { failureText } from "./words";
+import { AtPlace, failureText } from "./words";
 import type { Opening } from "./types";
 
 const _ = cockpit.gettext;
@@ -34,7 +34,7 @@ export function RemoveDialog({ main, standing, opening, onClose }: RemoveDialogP
         const { text } = changed(before.text, entry, null);
         const { problems } = await check(text);
         if (problems.length)
-            throw new NotSaved(problems.map(problem => problem.text).join("; "));
+            throw new NotSaved(_("The rest of the configuration would be wrong, so nothing was written"), problems);
         const later = await save(main, before, text).catch((error: unknown) => {
             if (error instanceof NotSaved && error.now)
                 setBefore(error.now);
@@ -67,17 +67,22 @@ export function CloseDialog({ opening, onClose }: { opening: Opening; onClose: (
 interface QuestionProps { title: string; verb: string; onSure: () => Promise<void>; onClose: () => void; isReady?: boolean; children: ReactNode }
 
 function Question({ title, verb, onSure, onClose, isReady = true, children }: QuestionProps) {
-    const [failure, setFailure] = useState<ReactNode>("");
+    const [failure, setFailure] = useState<unknown>(null);
     const [isBusy, setIsBusy] = useState(false);
+    const problems = failure instanceof NotSaved ? failure.problems : [];
     const sure = () => {
         setIsBusy(true);
-        onSure().catch((error: unknown) => setFailure(failureText(error))).finally(() => setIsBusy(false));
+        setFailure(null);
+        onSure().catch(setFailure).finally(() => setIsBusy(false));
     };
     return (
         <Dialog variant="small" onClose={onClose} aria-labelledby="question-title" aria-describedby="question-text">
             <ModalHeader title={title} titleIconVariant="warning" labelId="question-title" />
             <ModalBody id="question-text">
-                {failure && <Message variant="danger" title={failure} />}
+                {failure !== null &&
+                    <Message variant="danger" title={failureText(failure)}>
+                        {problems.length > 0 && <ul>{problems.map((problem, index) => <li key={index}><AtPlace problem={problem} /></li>)}</ul>}
+                    </Message>}
                 {children}
             </ModalBody>
             <ModalFooter>

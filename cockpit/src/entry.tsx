@@ -13,7 +13,7 @@ import type { Written } from "./saving";
 import { SavingMeanwhile } from "./standing";
 import type { Standing } from "./standing";
 import { call } from "./varlink";
-import { English, failureText } from "./words";
+import { AtPlace, English, failureText } from "./words";
 import type { Checked, Inventory, Opening, Problem } from "./types";
 
 const _ = cockpit.gettext;
@@ -81,7 +81,7 @@ export function EntryDialog({ main, standing, opening, onClose }: EntryDialogPro
             if (field && !beside[field])
                 beside[field] = problem.text;
             else if (isOwn || !seconds)
-                above.push(<English text={at >= 0 ? problem.text : `${problem.file}:${problem.line}: ${problem.text}`} />);
+                above.push(isOwn ? <English text={problem.text} /> : <AtPlace problem={problem} />);
         }
         setWrong(beside);
         setFailures(above);
@@ -123,7 +123,7 @@ export function EntryDialog({ main, standing, opening, onClose }: EntryDialogPro
 
     const fail = (error: unknown) => {
         const problems = error instanceof NotSaved ? error.problems : [];
-        setFailures([failureText(error), ...problems.map(problem => <English text={problem.text} />)]);
+        setFailures([failureText(error), ...problems.map(problem => <AtPlace problem={problem} />)]);
         if (error instanceof NotSaved && error.now)
             setBefore(error.now);
     };

@@ -8,7 +8,7 @@ import { Message } from "./parts";
 import { Confirmation, standingOf } from "./standing";
 import { moment } from "./text";
 import type { Fleet, Late, Status } from "./types";
-import { English, lateText } from "./words";
+import { AtPlace, English, lateText } from "./words";
 
 const _ = cockpit.gettext;
 
@@ -33,7 +33,7 @@ export function Health({ status, isAdmin, onDone }: { status: Status; isAdmin: b
             {status.last_look?.error && <StackItem><Message variant="danger" title={_("The kernel did not take the rules")}><English text={status.last_look.error} /></Message></StackItem>}
             {configuration.refused_problems.length > 0 &&
                 <StackItem><Message variant="danger" title={_("The configuration on the disk is wrong; the one before stays in force")}>
-                    <ul>{configuration.refused_problems.slice(0, 10).map((problem, index) => <li key={index} className="break">{problem.file}:{problem.line}: <English text={problem.text} /></li>)}</ul>
+                    <ul>{configuration.refused_problems.slice(0, 10).map((problem, index) => <li key={index}><AtPlace problem={problem} /></li>)}</ul>
                 </Message></StackItem>}
             {standingOf(configuration) && <StackItem><Confirmation configuration={configuration} isAdmin={isAdmin} onDone={onDone} /></StackItem>}
             {fleet && isAlone(fleet) && <StackItem><Message variant="warning" title={_("Most members of etcd do not answer")}>{_("The table as it was last read stays in force; public addresses that hosts share follow on_partition.")}</Message></StackItem>}

@@ -2,6 +2,7 @@
 // with its sentences. A sentence that has more than its kind, such as an address, stands below that as it is.
 import type { ReactNode } from "react";
 import { shown } from "./text";
+import type { Problem } from "./types";
 import { CallError } from "./varlink";
 
 const _ = cockpit.gettext;
@@ -15,6 +16,11 @@ export function English({ text }: { text: string }) {
 // A sentence in which commands stand in backquotes.
 export function Sentence({ text }: { text: string }) {
     return <>{shown(text).split("`").map((part, index) => index % 2 ? <code key={index}>{part}</code> : part)}</>;
+}
+
+// What is wrong at one place of the configuration, and where that is.
+export function AtPlace({ problem: { file, line, text } }: { problem: Problem }) {
+    return <span className="break">{shown(file)}:{line}: <English text={text} /></span>;
 }
 
 // Why something failed: in the daemon's words, in Cockpit's, or in ours.

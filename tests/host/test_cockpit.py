@@ -255,6 +255,16 @@ def test_what_is_written_meanwhile_is_not_overwritten(shared_scene: Scene, page:
     host.write(DROP_IN, f"{text}# still more\n")
     send(page, "Remove")
     told()
+    # What is wrong elsewhere is named by its place.
+    host.write(DROP_IN, text)
+    host.write(CONFIG, f"{HEAD}nonsense = 1\n")
+    act(page, "tcp *:8002", "Remove")
+    page.wait("//pre")
+    send(page, "Remove")
+    assert f"{CONFIG}:3: " in page.wait(alert("danger", "nothing was written"))
+    assert host.run("cat", DROP_IN).stdout == text
+    host.write(CONFIG, HEAD)
+    leave(page)
     # Where the entry stood, another one is.
     host.write(DROP_IN, text.replace('"web"', '"neighbour"'))
     act(page, "tcp *:8002", "Remove")
