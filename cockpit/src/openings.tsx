@@ -16,7 +16,7 @@ import { Nothing } from "./page";
 import type { Action } from "./page";
 import { connectionTo, remaining, shown, stateText } from "./text";
 import type { Opening } from "./types";
-import { Reason } from "./words";
+import { Reason, Sentence } from "./words";
 
 const _ = cockpit.gettext;
 
@@ -74,6 +74,7 @@ export function Openings({ openings, ...acting }: Acting & { openings: Opening[]
                             </Thead>
                             <Tbody>{paged.map((opening, index) => <Row key={`${keyOf(opening)} ${index}`} opening={opening} {...acting} />)}</Tbody>
                         </Table>
+                        {paged.some(isUncounted) && <p className="note subtle"><Sentence text={_("Bytes are not counted: this host counts those of connections that begin while `net.netfilter.nf_conntrack_acct` is 1.")} /></p>}
                         {found.length === 0 && <EmptyState titleText={_("Nothing fits the filter")} headingLevel="h3" />}
                     </>}
             </CardBody>
@@ -128,6 +129,10 @@ function Menu({ of, onToggle, isOpen, toggleRef }: CustomActionsToggleProps & { 
 // Names what a narrow page leaves out.
 function shownIf(figure: unknown): string {
     return figure === null ? "none" : "";
+}
+
+function isUncounted({ open_connections, open_bytes }: Opening): boolean {
+    return !!open_connections && open_bytes === null;
 }
 
 function openNow({ open_connections, open_bytes }: Opening): string {

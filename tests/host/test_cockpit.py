@@ -299,6 +299,24 @@ def test_ports_are_open_for_a_while_and_closed_before(shared_scene: Scene, page:
     scene.refused(lambda: scene.host.outside.fetch(url))
 
 
+def test_bytes_of_open_connections_are_shown_where_the_host_counts_them(shared_scene: Scene, page: Browser) -> None:
+    scene, host, setting = shared_scene, shared_scene.host, "net.netfilter.nf_conntrack_acct"
+    not_counted = "//p[contains(., 'Bytes are not counted')]"
+    server = scene.far.serve_tcp(9000)
+    scene.daemon(entry("far", "9000", "FAR4"))
+    assert scene.converse(9000).goes_on()
+    show(page)
+    assert setting in page.wait(not_counted)
+    host.run("sysctl", "-w", f"{setting}=1")
+    try:
+        assert scene.converse(9000).goes_on()
+        page.wait(f"{row('tcp *:9000')}/td[@data-label='Open now' and starts-with(., '2 · ') and contains(., 'B')]")
+        page.wait_gone(not_counted)
+    finally:
+        host.run("sysctl", "-w", f"{setting}=0")
+    server.stop()
+
+
 def test_what_waits_or_is_refused_says_what_helps(shared_scene: Scene, page: Browser) -> None:
     host = shared_scene.host
     host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
