@@ -65,6 +65,11 @@ def accepts(host: Host, port: int) -> bool:
     return True
 
 
+def routed(network: str, addresses: str) -> str:
+    """One `[[route]]`."""
+    return f'[[route]]\nnetwork = "{network}"\naddresses = ["{addresses}"]\n'
+
+
 def show(page: Browser, port: int = PORT, width: int = 1280) -> None:
     """Open the page alone, without the shell around it."""
     page.resize(width, 900)
