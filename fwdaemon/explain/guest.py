@@ -288,15 +288,16 @@ def held_back(refused: Waiting, main: str) -> Step:
         case HindranceKind.SOCKETS_UNKNOWN:
             remedy = f"Write a [[forward]] for this domain alone into {main}, and {RELOAD}."
             return wrong("entry", text, Cause.UNCLAIMED, remedy)
-    return wrong("entry", text, Cause.CLAIMED, f"Write another {_what(refused)} in {there}{_freed(refused)}.")
+    what = "public address" if _is_public(refused) else "port of the host"
+    return wrong("entry", text, Cause.CLAIMED, f"Write another {what} in {there}{_freed(refused)}.")
 
 
 def _written_at(origin: Origin) -> str:
     return f"the metadata of domain {shown(origin.domain)}" if origin.domain else f"{origin} and {RELOAD}"
 
 
-def _what(refused: Waiting) -> str:
-    return "public address" if refused.claim is not None and refused.claim.ports is None else "port of the host"
+def _is_public(refused: Waiting) -> bool:
+    return refused.claim is not None and refused.claim.ports is None
 
 
 def _freed(refused: Waiting) -> str:
@@ -305,4 +306,4 @@ def _freed(refused: Waiting) -> str:
     if reason.names:
         place = f" ({reason.origin})" if reason.origin is not None else ""
         return f", or take this one away from {' and '.join(map(shown, reason.names))}{place}"
-    return "" if _what(refused) == "public address" else ", or have the process that has it listen elsewhere"
+    return "" if _is_public(refused) else ", or have the process that has it listen elsewhere"

@@ -115,7 +115,7 @@ def test_explain_follows_what_a_definition_asks_for() -> None:
 
 def test_explain_says_what_gives_a_definition_what_is_refused_for_another_reason() -> None:
     policy = '[[allow]]\ndomains = "web"\nports = "8000"\n'
-    there = '[[forward]]\ndomain = "other"\nports = "198.51.100.9:8000:80"\n'
+    there = '[[forward]]\ndomain = "other"\nports = ["198.51.100.9:8000:80"]\n'
 
     def told(asked: Element, text: str = policy) -> Report:
         web = replace(trace_scene.WEB, metadata=Metadata((asked,)))
