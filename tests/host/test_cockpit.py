@@ -4,6 +4,7 @@ With Cockpit 337 of Debian 13 and 287 of Debian 12.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.host.cockpit import (
     MEMBERS_PORT,
     NOTHING,
     PORT,
+    Looks,
     act,
     alert,
     browsing,
@@ -175,9 +177,9 @@ def test_what_is_wrong_stands_beside_its_field_and_what_is_taken_is_asked_about(
 
 
 def test_a_configuration_that_waits_to_be_confirmed_or_was_not_is_told_and_asked_about(
-    shared_scene: Scene, page: Browser
+    shared_scene: Scene, page: Browser, tmp_path: Path
 ) -> None:
-    scene, host = shared_scene, shared_scene.host
+    scene, host, looks = shared_scene, shared_scene.host, Looks(page, tmp_path)
     lapsed = alert("danger", "The files are not what is in force")
 
     def reloaded(port: int, time: str) -> None:
@@ -191,6 +193,7 @@ def test_a_configuration_that_waits_to_be_confirmed_or_was_not_is_told_and_asked
     assert " left)" in page.wait(alert("warning", "the configuration before comes back"))
     forwarded(page, "web", "8001", "80", WEB4)
     page.wait(alert("warning", "still waits to be confirmed"))
+    looks.are_fine()
     assert drop_ins(host) == []
     send(page, "Save anyway")
     done(page, "The entry was added")
@@ -204,6 +207,7 @@ def test_a_configuration_that_waits_to_be_confirmed_or_was_not_is_told_and_asked
     act(page, "tcp *:8001", "Remove")
     send(page, "Remove")
     page.wait(alert("warning", "was not confirmed in time"))
+    looks.are_fine()
     assert drop_ins(host) == [DROP_IN]
     scene.refused(lambda: host.outside.fetch(f"http://{PUBLIC4}:8002/"))
     send(page, "Remove anyway")
