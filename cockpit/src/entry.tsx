@@ -7,7 +7,7 @@ import type { Entry } from "./dropin";
 import { EMPTY, SHOWN, fieldsOf, forAWhile, keysOf, portText, words } from "./fields";
 import type { Fields } from "./fields";
 import { Inputs } from "./inputs";
-import { Dialog, Message, busy } from "./parts";
+import { Dialog, Message, Waiting, busy } from "./parts";
 import { NotSaved, check, openPorts, pathOf, read, save } from "./saving";
 import type { Written } from "./saving";
 import { SavingMeanwhile } from "./standing";
@@ -140,9 +140,13 @@ export function EntryDialog({ main, standing, opening, onClose }: EntryDialogPro
             .finally(() => setIsBusy(false));
     };
 
+    const title = <ModalHeader title={opening ? _("Change an entry") : _("Make a guest reachable")} labelId="entry-title" />;
+    // What is typed before the entry is there would be mixed with it.
+    if (opening && !before && !failures.length)
+        return <Dialog key="reading" variant="medium" onClose={onClose} aria-labelledby="entry-title">{title}<ModalBody><Waiting text={_("Reading the entry")} /></ModalBody></Dialog>;
     return (
-        <Dialog variant="medium" onClose={onClose} aria-labelledby="entry-title" elementToFocus="#entry-domain">
-            <ModalHeader title={opening ? _("Change an entry") : _("Make a guest reachable")} labelId="entry-title" />
+        <Dialog key="form" variant="medium" onClose={onClose} aria-labelledby="entry-title" {...isByHand ? {} : { elementToFocus: opening?.kind === "route" ? "#entry-network" : "#entry-domain" }}>
+            {title}
             <ModalBody>
                 <Form id="entry" onSubmit={submit} noValidate>
                     {failures.map((text, index) => <Message key={index} variant="danger" title={text} />)}

@@ -14,7 +14,7 @@ import HourglassIcon from "@patternfly/react-icons/dist/esm/icons/hourglass-half
 import { isOwn } from "./fields";
 import { Nothing } from "./page";
 import type { Action } from "./page";
-import { connectionTo, remaining, shown, stateText } from "./text";
+import { connectionTo, remaining, shown, sizeText, stateText } from "./text";
 import type { Opening } from "./types";
 import { Reason, Sentence } from "./words";
 
@@ -138,7 +138,7 @@ function isUncounted({ open_connections, open_bytes }: Opening): boolean {
 function openNow({ open_connections, open_bytes }: Opening): string {
     if (!open_connections)
         return open_connections === 0 ? "0" : "–";
-    return open_bytes === null ? `${open_connections}` : `${open_connections} · ${cockpit.format_bytes(open_bytes)}`;
+    return open_bytes === null ? `${open_connections}` : `${open_connections} · ${sizeText(open_bytes)}`;
 }
 
 function State({ state }: { state: Opening["state"] }) {

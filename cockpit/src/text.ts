@@ -2,6 +2,7 @@
 import type { Opening } from "./types";
 
 const _ = cockpit.gettext;
+const UNITS = ["B", "kB", "MB", "GB", "TB"];
 
 export function stateText(state: Opening["state"]): string {
     return { active: _("Active"), waiting: _("Waiting"), refused: _("Refused") }[state];
@@ -22,6 +23,13 @@ export function remaining(seconds: number): string {
     if (hours < 48)
         return cockpit.format(_("$0 h $1 min left"), hours, minutes % 60);
     return cockpit.format(_("$0 days left"), Math.floor(hours / 24));
+}
+
+// Cockpit 287 writes no unit where that is one byte.
+export function sizeText(bytes: number): string {
+    const power = bytes < 1000 ? 0 : Math.min(UNITS.length - 1, Math.floor(Math.log10(bytes) / 3));
+    const figure = new Intl.NumberFormat(cockpit.language.replace("_", "-"), { maximumSignificantDigits: 3 }).format(bytes / 1000 ** power);
+    return `${figure} ${UNITS[power]}`;
 }
 
 // Text of others in which nothing is hidden: what could not be seen, or turns the direction of writing, is escaped.

@@ -3,11 +3,12 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 globalThis.cockpit = {
+    language: "en-us",
     gettext: text => text,
     ngettext: (one, many, count) => count === 1 ? one : many,
     format: (template, ...words) => template.replace(/\$(\d)/g, (_match, index) => words[index]),
 };
-const { connectionTo, remaining } = await import("../node_modules/.tested/text.mjs");
+const { connectionTo, remaining, sizeText } = await import("../node_modules/.tested/text.mjs");
 
 test("a forward is explained by its first port", () => {
     assert.equal(connectionTo({ kind: "forward", address: null, ports: "8000-8009", protocol: "tcp" }), ":8000");
@@ -26,4 +27,10 @@ test("what ends says how long it stays, and never longer", () => {
                    604800: "7 days left" };
     for (const [seconds, text] of Object.entries(said))
         assert.equal(remaining(Number(seconds)), text);
+});
+
+test("a size has its unit", () => {
+    const said = { 0: "0 B", 999: "999 B", 1000: "1 kB", 123456: "123 kB", 1550000: "1.55 MB", 5e15: "5,000 TB" };
+    for (const [bytes, text] of Object.entries(said))
+        assert.equal(sizeText(Number(bytes)), text);
 });

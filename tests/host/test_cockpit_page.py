@@ -74,7 +74,7 @@ def test_bytes_of_open_connections_are_shown_where_the_host_counts_them(shared_s
         page.wait_gone(not_counted)
     finally:
         host.run("sysctl", "-w", f"{setting}=0")
-    server.stop()
+        server.stop()
 
 
 def test_what_waits_or_is_refused_says_what_helps(shared_scene: Scene, page: Browser) -> None:
