@@ -3,7 +3,7 @@ import { useEffect, useState } from "react";
 import type { ReactNode } from "react";
 import { Button, ModalBody, ModalFooter, ModalHeader } from "@patternfly/react-core";
 import { changed, entryAt, linesOf } from "./dropin";
-import { Dialog, Message, busy } from "./parts";
+import { Dialog, InView, Message, busy } from "./parts";
 import { NotSaved, check, read, save } from "./saving";
 import type { Written } from "./saving";
 import { SavingMeanwhile } from "./standing";
@@ -47,7 +47,7 @@ export function RemoveDialog({ main, standing, opening, onClose }: RemoveDialogP
             {failure && <Message variant="danger" title={failure} />}
             <p>{cockpit.format(_("$0 is reachable no more at any address or port of this entry; connections end."), shown(opening.owner))}</p>
             {before && entry && <pre className="entry">{linesOf(before.text, entry).map(shown).join("\n")}</pre>}
-            <SavingMeanwhile standing={told} />
+            {told && <InView of={told}><SavingMeanwhile standing={told} /></InView>}
         </Question>
     );
 }

@@ -7,7 +7,7 @@ import type { Entry } from "./dropin";
 import { EMPTY, SHOWN, fieldsOf, forAWhile, keysOf, portText, words } from "./fields";
 import type { Fields } from "./fields";
 import { Inputs } from "./inputs";
-import { Dialog, Message, Waiting, busy } from "./parts";
+import { Dialog, InView, Message, Waiting, busy } from "./parts";
 import { NotSaved, check, openPorts, pathOf, read, save } from "./saving";
 import type { Written } from "./saving";
 import { SavingMeanwhile } from "./standing";
@@ -149,16 +149,19 @@ export function EntryDialog({ main, standing, opening, onClose }: EntryDialogPro
             {title}
             <ModalBody>
                 <Form id="entry" onSubmit={submit} noValidate>
-                    {failures.map((text, index) => <Message key={index} variant="danger" title={text} />)}
+                    {failures.length > 0 && <InView of={failures}>{failures.map((text, index) => <Message key={index} variant="danger" title={text} />)}</InView>}
                     {isByHand
                         ? <Message variant="info" title={cockpit.format(_("This entry was written by hand in a form that this page does not know; change it in $0"), pathOf(main))} />
                         : <Inputs fields={fields} set={set} wrong={wrong} inventory={inventory} seconds={seconds} setSeconds={setSeconds} isNew={!opening} />}
-                    {warnings.length > 0 &&
-                        <Message variant="warning" title={_("Something on this host has this port already")}>
-                            {warnings.map((text, index) => <p key={index}><English text={text} /></p>)}
-                        </Message>}
-                    {unchecked && <Message variant="warning" title={_("Whether something on this host has this port is not known")}><English text={unchecked} /></Message>}
-                    <SavingMeanwhile standing={seconds ? "" : told} />
+                    {isAsked &&
+                        <InView of={[...warnings, unchecked, told].join()}>
+                            {warnings.length > 0 &&
+                                <Message variant="warning" title={_("Something on this host has this port already")}>
+                                    {warnings.map((text, index) => <p key={index}><English text={text} /></p>)}
+                                </Message>}
+                            {unchecked && <Message variant="warning" title={_("Whether something on this host has this port is not known")}><English text={unchecked} /></Message>}
+                            <SavingMeanwhile standing={seconds ? "" : told} />
+                        </InView>}
                 </Form>
             </ModalBody>
             <ModalFooter>

@@ -1,12 +1,12 @@
 // One connection, followed through the host: the steps as a list, and what to do where it fails.
-import { useEffect, useRef, useState } from "react";
+import { useEffect, useState } from "react";
 import type { FormEvent, ReactNode } from "react";
 import { AlertActionLink, Button, Form, FormGroup, Grid, GridItem, ModalBody, ModalFooter, ModalHeader, TextInput } from "@patternfly/react-core";
 import CheckCircleIcon from "@patternfly/react-icons/dist/esm/icons/check-circle-icon";
 import ExclamationCircleIcon from "@patternfly/react-icons/dist/esm/icons/exclamation-circle-icon";
 import QuestionCircleIcon from "@patternfly/react-icons/dist/esm/icons/question-circle-icon";
 import { isOwn } from "./fields";
-import { Dialog, Message, busy } from "./parts";
+import { Dialog, InView, Message, busy } from "./parts";
 import { call } from "./varlink";
 import { connectionTo, shown } from "./text";
 import { English, causeText, isEnglish, stepText } from "./words";
@@ -89,13 +89,10 @@ function Verdict({ found, links }: { found: Explanation; links: ReactNode }) {
     const fine = isEnglish ? "" : isDoubtful ? _("As far as this host can tell, it works.") : _("It works.");
     const title = found.works ? fine : causeText(found.cause);
     const sentence = <English text={found.sentence} />;
-    // What helps is not to be scrolled to.
-    const place = useRef<HTMLDivElement>(null);
-    useEffect(() => { place.current?.scrollIntoView({ block: "nearest" }) }, [found]);
     return (
-        <div ref={place}>
+        <InView of={found}>
             <Message variant={found.works ? "success" : "danger"} title={title || sentence} actionLinks={links}>{title && sentence}</Message>
-        </div>
+        </InView>
     );
 }
 

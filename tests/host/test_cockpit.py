@@ -192,7 +192,9 @@ def test_a_configuration_that_waits_to_be_confirmed_or_was_not_is_told_and_asked
     reloaded(8000, "1h")
     assert " left)" in page.wait(alert("warning", "the configuration before comes back"))
     forwarded(page, "web", "8001", "80", WEB4)
-    page.wait(alert("warning", "still waits to be confirmed"))
+    asked = alert("warning", "still waits to be confirmed")
+    page.wait(asked)
+    assert page.is_in_view(asked)
     looks.are_fine()
     assert drop_ins(host) == []
     send(page, "Save anyway")
