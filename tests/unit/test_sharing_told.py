@@ -125,7 +125,7 @@ def test_explain_says_what_gives_a_definition_what_is_refused_for_another_reason
     assert trace_scene.cause(taken) is Cause.CLAIMED
     assert taken.sentence == (
         "Write another port of the host in the metadata of domain web, or take this one away from other"
-        " (/etc/portfwd.toml:6)."
+        " (/etc/portfwd.toml:4)."
     )
     strange = told(forward("8000:80", address="192.168.122.77"))
     assert trace_scene.cause(strange) is Cause.ADDRESS_REFUSED
