@@ -40,7 +40,6 @@ interface Cockpit {
     gettext(text: string): string;
     ngettext(one: string, many: string, count: number): string;
     format(template: string, ...words: (string | number)[]): string;
-    format_bytes(bytes: number): string;
     language: string;
     transport: CockpitEvents;
 }

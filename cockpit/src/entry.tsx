@@ -1,5 +1,5 @@
 // Adding and changing an entry of the page's own drop-in, and opening ports for a while.
-import { useEffect, useState } from "react";
+import { useEffect, useRef, useState } from "react";
 import type { FormEvent, ReactNode } from "react";
 import { Button, Form, ModalBody, ModalFooter, ModalHeader } from "@patternfly/react-core";
 import { changed, entryAt, fieldAt, written } from "./dropin";
@@ -7,11 +7,13 @@ import type { Entry } from "./dropin";
 import { EMPTY, SHOWN, fieldsOf, forAWhile, keysOf, portText, words } from "./fields";
 import type { Fields } from "./fields";
 import { Inputs } from "./inputs";
-import { Dialog, Message, busy } from "./parts";
+import { Dialog, InView, Message, Waiting, busy } from "./parts";
 import { NotSaved, check, openPorts, pathOf, read, save } from "./saving";
 import type { Written } from "./saving";
+import { SavingMeanwhile } from "./standing";
+import type { Standing } from "./standing";
 import { call } from "./varlink";
-import { English, failureText } from "./words";
+import { AtPlace, English, failureText } from "./words";
 import type { Checked, Inventory, Opening, Problem } from "./types";
 
 const _ = cockpit.gettext;
@@ -25,7 +27,9 @@ function useInventory(): Inventory {
     return inventory;
 }
 
-export function EntryDialog({ main, opening, onClose }: { main: string; opening: Opening | null; onClose: (done?: string, later?: string) => void }) {
+interface EntryDialogProps { main: string; standing: Standing; opening: Opening | null; onClose: (done?: string, later?: string) => void }
+
+export function EntryDialog({ main, standing, opening, onClose }: EntryDialogProps) {
     const inventory = useInventory();
     const [before, setBefore] = useState<Written | null>(null);
     const [entry, setEntry] = useState<Entry | null>(null);
@@ -33,10 +37,14 @@ export function EntryDialog({ main, opening, onClose }: { main: string; opening:
     const [seconds, setSeconds] = useState("");
     const [wrong, setWrong] = useState<Record<string, string>>({});
     const [failures, setFailures] = useState<ReactNode[]>([]);
-    // What is asked about before anything is done: who has a port, and what could not be looked at.
+    // What is asked about before anything is done: who has a port, what could not be looked at, and what else comes or goes.
     const [warnings, setWarnings] = useState<string[]>([]);
     const [unchecked, setUnchecked] = useState("");
-    const isAsked = warnings.length > 0 || unchecked !== "";
+    const [told, setTold] = useState<Standing>("");
+    const isAsked = warnings.length > 0 || unchecked !== "" || (told !== "" && !seconds);
+    // What is open for a while is written to no file, and loads none.
+    const standingNow = useRef<Standing>("");
+    standingNow.current = seconds ? "" : standing;
     const [isBusy, setIsBusy] = useState(false);
     const [isByHand, setIsByHand] = useState(false);
 
@@ -58,6 +66,7 @@ export function EntryDialog({ main, opening, onClose }: { main: string; opening:
         setFields({ ...fields, ...some });
         setWarnings([]);
         setUnchecked("");
+        setTold("");
     };
 
     // Each problem goes to the field whose line it names, and the rest above the form. What is open for a while is no matter of
@@ -72,7 +81,7 @@ export function EntryDialog({ main, opening, onClose }: { main: string; opening:
             if (field && !beside[field])
                 beside[field] = problem.text;
             else if (isOwn || !seconds)
-                above.push(<English text={at >= 0 ? problem.text : `${problem.file}:${problem.line}: ${problem.text}`} />);
+                above.push(isOwn ? <English text={problem.text} /> : <AtPlace problem={problem} />);
         }
         setWrong(beside);
         setFailures(above);
@@ -81,7 +90,9 @@ export function EntryDialog({ main, opening, onClose }: { main: string; opening:
 
     // Whether there is something that the user was not asked about yet.
     const ask = (checked: Checked): boolean => {
-        const isNew = checked.warnings.some(warning => !warnings.includes(warning)) || (checked.unchecked ?? unchecked) !== unchecked;
+        const isNew = checked.warnings.some(warning => !warnings.includes(warning)) || (checked.unchecked ?? unchecked) !== unchecked
+            || !["", told].includes(standingNow.current);
+        setTold(standingNow.current);
         setWarnings(checked.warnings);
         setUnchecked(checked.unchecked ?? "");
         return isNew;
@@ -112,7 +123,7 @@ export function EntryDialog({ main, opening, onClose }: { main: string; opening:
 
     const fail = (error: unknown) => {
         const problems = error instanceof NotSaved ? error.problems : [];
-        setFailures([failureText(error), ...problems.map(problem => <English text={problem.text} />)]);
+        setFailures([failureText(error), ...problems.map(problem => <AtPlace problem={problem} />)]);
         if (error instanceof NotSaved && error.now)
             setBefore(error.now);
     };
@@ -129,20 +140,28 @@ export function EntryDialog({ main, opening, onClose }: { main: string; opening:
             .finally(() => setIsBusy(false));
     };
 
+    const title = <ModalHeader title={opening ? _("Change an entry") : _("Make a guest reachable")} labelId="entry-title" />;
+    // What is typed before the entry is there would be mixed with it.
+    if (opening && !before && !failures.length)
+        return <Dialog key="reading" variant="medium" onClose={onClose} aria-labelledby="entry-title">{title}<ModalBody><Waiting text={_("Reading the entry")} /></ModalBody></Dialog>;
     return (
-        <Dialog variant="medium" onClose={onClose} aria-labelledby="entry-title" elementToFocus="#entry-domain">
-            <ModalHeader title={opening ? _("Change an entry") : _("Make a guest reachable")} labelId="entry-title" />
+        <Dialog key="form" variant="medium" onClose={onClose} aria-labelledby="entry-title" {...isByHand ? {} : { elementToFocus: opening?.kind === "route" ? "#entry-network" : "#entry-domain" }}>
+            {title}
             <ModalBody>
                 <Form id="entry" onSubmit={submit} noValidate>
-                    {failures.map((text, index) => <Message key={index} variant="danger" title={text} />)}
+                    {failures.length > 0 && <InView of={failures}>{failures.map((text, index) => <Message key={index} variant="danger" title={text} />)}</InView>}
                     {isByHand
                         ? <Message variant="info" title={cockpit.format(_("This entry was written by hand in a form that this page does not know; change it in $0"), pathOf(main))} />
                         : <Inputs fields={fields} set={set} wrong={wrong} inventory={inventory} seconds={seconds} setSeconds={setSeconds} isNew={!opening} />}
-                    {warnings.length > 0 &&
-                        <Message variant="warning" title={_("Something on this host has this port already")}>
-                            {warnings.map((text, index) => <p key={index}><English text={text} /></p>)}
-                        </Message>}
-                    {unchecked && <Message variant="warning" title={_("Whether something on this host has this port is not known")}><English text={unchecked} /></Message>}
+                    {isAsked &&
+                        <InView of={[...warnings, unchecked, told].join()}>
+                            {warnings.length > 0 &&
+                                <Message variant="warning" title={_("Something on this host has this port already")}>
+                                    {warnings.map((text, index) => <p key={index}><English text={text} /></p>)}
+                                </Message>}
+                            {unchecked && <Message variant="warning" title={_("Whether something on this host has this port is not known")}><English text={unchecked} /></Message>}
+                            <SavingMeanwhile standing={seconds ? "" : told} />
+                        </InView>}
                 </Form>
             </ModalBody>
             <ModalFooter>

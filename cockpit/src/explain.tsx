@@ -1,11 +1,12 @@
 // One connection, followed through the host: the steps as a list, and what to do where it fails.
-import { useEffect, useRef, useState } from "react";
-import type { FormEvent } from "react";
-import { Button, Form, FormGroup, Grid, GridItem, ModalBody, ModalFooter, ModalHeader, TextInput } from "@patternfly/react-core";
+import { useEffect, useState } from "react";
+import type { FormEvent, ReactNode } from "react";
+import { AlertActionLink, Button, Form, FormGroup, Grid, GridItem, ModalBody, ModalFooter, ModalHeader, TextInput } from "@patternfly/react-core";
 import CheckCircleIcon from "@patternfly/react-icons/dist/esm/icons/check-circle-icon";
 import ExclamationCircleIcon from "@patternfly/react-icons/dist/esm/icons/exclamation-circle-icon";
 import QuestionCircleIcon from "@patternfly/react-icons/dist/esm/icons/question-circle-icon";
-import { Dialog, Message, busy } from "./parts";
+import { isOwn } from "./fields";
+import { Dialog, InView, Message, busy } from "./parts";
 import { call } from "./varlink";
 import { connectionTo, shown } from "./text";
 import { English, causeText, isEnglish, stepText } from "./words";
@@ -13,7 +14,13 @@ import type { Explanation, Opening, Step } from "./types";
 
 const _ = cockpit.gettext;
 
-export function ExplainDialog({ opening, onClose }: { opening: Opening | null; onClose: () => void }) {
+// Causes that another entry, or another text of it, takes away.
+const IN_ENTRY = ["unclaimed", "claimed", "source-refused", "wrong-interface", "no-such-domain", "no-such-network", "wrong-family", "no-address",
+                  "address-refused", "guest-refuses", "guest-unreachable"];
+
+export interface Mending { openings: Opening[]; main: string; isAdmin: boolean; onAct: (action: "add" | "change", opening?: Opening) => void }
+
+export function ExplainDialog({ opening, onClose, ...mending }: Mending & { opening: Opening | null; onClose: () => void }) {
     const [connection, setConnection] = useState(opening ? connectionTo(opening) : "");
     const [source, setSource] = useState("");
     const [found, setFound] = useState<Explanation | null>(null);
@@ -55,7 +62,7 @@ export function ExplainDialog({ opening, onClose }: { opening: Opening | null; o
                 </Form>
                 <div aria-live="polite">
                     {failure && <Message variant="danger" title={<English text={failure} />} />}
-                    {found && <Answer found={found} />}
+                    {found && <Answer found={found} {...mending} />}
                 </div>
             </ModalBody>
             <ModalFooter>
@@ -66,26 +73,37 @@ export function ExplainDialog({ opening, onClose }: { opening: Opening | null; o
     );
 }
 
-function Answer({ found }: { found: Explanation }) {
+function Answer({ found, ...mending }: Mending & { found: Explanation }) {
     return (
         <>
             <h2 className="answer"><English text={found.connection} /></h2>
             <ol className="steps">{found.steps.map((step, index) => <OneStep key={index} step={step} />)}</ol>
-            <Verdict found={found} />
+            <Verdict found={found} links={mend(found, mending)} />
         </>
     );
 }
 
 // What to do, or that it works: the daemon's sentence, below one in the language of the session.
-function Verdict({ found }: { found: Explanation }) {
+function Verdict({ found, links }: { found: Explanation; links: ReactNode }) {
     const isDoubtful = found.steps.some(step => step.state === "unknown");
     const fine = isEnglish ? "" : isDoubtful ? _("As far as this host can tell, it works.") : _("It works.");
     const title = found.works ? fine : causeText(found.cause);
     const sentence = <English text={found.sentence} />;
-    // What helps is not to be scrolled to.
-    const place = useRef<HTMLDivElement>(null);
-    useEffect(() => { place.current?.scrollIntoView({ block: "nearest" }) }, [found]);
-    return <div ref={place}><Message variant={found.works ? "success" : "danger"} title={title || sentence}>{title && sentence}</Message></div>;
+    return (
+        <InView of={found}>
+            <Message variant={found.works ? "success" : "danger"} title={title || sentence} actionLinks={links}>{title && sentence}</Message>
+        </InView>
+    );
+}
+
+// Leads to the form, where that is what helps, and the entry is the page's own or none yet.
+function mend({ cause, entry }: Explanation, { openings, main, isAdmin, onAct }: Mending): ReactNode {
+    const own = entry && openings.find(each => isOwn(each, main) && each.line === entry.line && each.file === entry.file);
+    if (!isAdmin || !cause || !IN_ENTRY.includes(cause))
+        return null;
+    if (own)
+        return <AlertActionLink onClick={() => onAct("change", own)}>{_("Change the entry")}</AlertActionLink>;
+    return cause === "unclaimed" ? <AlertActionLink onClick={() => onAct("add")}>{_("Add a forward")}</AlertActionLink> : null;
 }
 
 function OneStep({ step }: { step: Step }) {

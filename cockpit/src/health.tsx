@@ -1,20 +1,19 @@
 // How the daemon is: where the rules are and why, libvirt, what was removed last and by what, and what is wrong.
-import { useState } from "react";
 import type { ReactNode } from "react";
 import {
-    AlertActionLink, Card, CardBody, DescriptionList, DescriptionListDescription, DescriptionListGroup, DescriptionListTerm,
+    Card, CardBody, DescriptionList, DescriptionListDescription, DescriptionListGroup, DescriptionListTerm,
     StackItem,
 } from "@patternfly/react-core";
 import { Message } from "./parts";
-import { call } from "./varlink";
+import { Confirmation, standingOf } from "./standing";
 import { moment } from "./text";
-import type { Status } from "./types";
-import { English } from "./words";
+import type { Fleet, Late, Status } from "./types";
+import { AtPlace, English, lateText } from "./words";
 
 const _ = cockpit.gettext;
 
 export function Health({ status, isAdmin, onDone }: { status: Status; isAdmin: boolean; onDone: (text: string) => void }) {
-    const { backend, configuration, libvirt, restored } = status;
+    const { backend, configuration, fleet, libvirt, restored } = status;
     const last = restored[restored.length - 1];
     return (
         <>
@@ -23,6 +22,7 @@ export function Health({ status, isAdmin, onDone }: { status: Status; isAdmin: b
                     <DescriptionList columnModifier={{ default: "1Col", md: "2Col", xl: "3Col" }} isCompact>
                         <Item term={_("Rules")}>{backend ? <>{where(backend)}: <English text={backend.reason} /></> : _("not known yet")}</Item>
                         <Item term="libvirt">{libvirt.map(each => <div key={each.uri}>{each.uri}: {each.connected ? _("connected") : each.last_error ? <English text={each.last_error} /> : _("not connected")}</div>)}</Item>
+                        {fleet && <Item term="etcd">{heard(fleet)}</Item>}
                         <Item term={_("Last removed by others")}>
                             {last ? <>{moment(last.at)}: <English text={last.what} />{others(last)} (<English text={last.cause} />)</> : _("nothing since the start")}
                         </Item>
@@ -33,9 +33,12 @@ export function Health({ status, isAdmin, onDone }: { status: Status; isAdmin: b
             {status.last_look?.error && <StackItem><Message variant="danger" title={_("The kernel did not take the rules")}><English text={status.last_look.error} /></Message></StackItem>}
             {configuration.refused_problems.length > 0 &&
                 <StackItem><Message variant="danger" title={_("The configuration on the disk is wrong; the one before stays in force")}>
-                    <ul>{configuration.refused_problems.slice(0, 10).map((problem, index) => <li key={index} className="break">{problem.file}:{problem.line}: <English text={problem.text} /></li>)}</ul>
+                    <ul>{configuration.refused_problems.slice(0, 10).map((problem, index) => <li key={index}><AtPlace problem={problem} /></li>)}</ul>
                 </Message></StackItem>}
-            {configuration.confirm_by && <StackItem><Confirm by={configuration.confirm_by} isAdmin={isAdmin} onDone={onDone} /></StackItem>}
+            {standingOf(configuration) && <StackItem><Confirmation configuration={configuration} isAdmin={isAdmin} onDone={onDone} /></StackItem>}
+            {fleet && isAlone(fleet) && <StackItem><Message variant="warning" title={_("Most members of etcd do not answer")}>{_("The table as it was last read stays in force; public addresses that hosts share follow on_partition.")}</Message></StackItem>}
+            {status.late?.length > 0 && <StackItem><Behind late={status.late} /></StackItem>}
+            <Lost lines={status.lost_log_lines} events={status.lost_connection_events} />
             {status.problems.length > 0 && <StackItem><Problems problems={status.problems} /></StackItem>}
         </>
     );
@@ -50,15 +53,35 @@ function Problems({ problems }: { problems: string[] }) {
     );
 }
 
-function Confirm({ by, isAdmin, onDone }: { by: string; isAdmin: boolean; onDone: (text: string) => void }) {
-    const [failure, setFailure] = useState("");
-    const keep = () => {
-        call("Confirm").then(() => onDone(_("The configuration is kept")), (error: Error) => setFailure(error.message));
-    };
+// What takes longer than it should; nothing waits for it, so that nobody would notice.
+function Behind({ late }: { late: Late[] }) {
     return (
-        <Message variant="warning" title={cockpit.format(_("Unless it is confirmed, the configuration before comes back: $0"), moment(by))}
-                 actionLinks={isAdmin && <AlertActionLink onClick={keep}>{_("Keep this configuration")}</AlertActionLink>}>{failure && <English text={failure} />}</Message>
+        <Message variant="warning" title={_("The daemon waits for something longer than it should")}>
+            <ul>{late.map(({ job, about, seconds }, index) =>
+                <li key={index} className="break">{cockpit.format(_("$0, $1 s so far"), lateText(job, about ?? ""), Math.round(seconds))}</li>)}</ul>
+        </Message>
     );
+}
+
+function Lost({ lines, events }: { lines: number; events: number }) {
+    const lost = [
+        ...lines ? [cockpit.format(cockpit.ngettext("$0 line, so that histories have gaps", "$0 lines, so that histories have gaps", lines), lines)] : [],
+        ...events ? [cockpit.format(cockpit.ngettext("$0 begin or end of a connection", "$0 begins and ends of connections", events), events)] : [],
+    ];
+    return lost.length > 0 && (
+        <StackItem><Message variant="warning" title={_("The journal did not take in time, since the daemon started:")}>
+            <ul>{lost.map(text => <li key={text}>{text}</li>)}</ul>
+        </Message></StackItem>
+    );
+}
+
+function isAlone({ answering, members }: Fleet): boolean {
+    return 2 * answering <= members;
+}
+
+function heard({ answering, members, revision, age_seconds }: Fleet): string {
+    const age = age_seconds === null ? _("nothing heard yet") : cockpit.format(_("heard of $0 s ago"), Math.round(age_seconds));
+    return `${cockpit.format(_("$0 of $1 members answer"), answering, members)}, ${cockpit.format(_("revision $0"), revision)}, ${age}`;
 }
 
 function Item({ term, children }: { term: string; children: ReactNode }) {

@@ -1,5 +1,5 @@
 // The table of all that is open, or should be.
-import { memo, useEffect, useMemo, useState } from "react";
+import { memo, useMemo, useState } from "react";
 import {
     Button, Card, CardBody, CardHeader, CardTitle, EmptyState, FormSelect, FormSelectOption, Label, MenuToggle, Pagination,
     SearchInput, Toolbar, ToolbarContent, ToolbarItem,
@@ -14,9 +14,9 @@ import HourglassIcon from "@patternfly/react-icons/dist/esm/icons/hourglass-half
 import { isOwn } from "./fields";
 import { Nothing } from "./page";
 import type { Action } from "./page";
-import { connectionTo, remaining, shown, stateText } from "./text";
+import { connectionTo, remaining, shown, sizeText, stateText } from "./text";
 import type { Opening } from "./types";
-import { Reason } from "./words";
+import { Reason, Sentence } from "./words";
 
 const _ = cockpit.gettext;
 
@@ -74,6 +74,7 @@ export function Openings({ openings, ...acting }: Acting & { openings: Opening[]
                             </Thead>
                             <Tbody>{paged.map((opening, index) => <Row key={`${keyOf(opening)} ${index}`} opening={opening} {...acting} />)}</Tbody>
                         </Table>
+                        {paged.some(isUncounted) && <p className="note subtle"><Sentence text={_("Bytes are not counted: this host counts those of connections that begin while `net.netfilter.nf_conntrack_acct` is 1.")} /></p>}
                         {found.length === 0 && <EmptyState titleText={_("Nothing fits the filter")} headingLevel="h3" />}
                     </>}
             </CardBody>
@@ -104,7 +105,7 @@ const Row = memo(function Row({ opening, isAdmin, main, onAct }: Acting & { open
         <Tr>
             <Td dataLabel={_("Guest or network")} className="break">
                 {shown(opening.owner)}
-                {opening.until && <div><Label isCompact icon={<HourglassIcon />}><Left until={opening.until} /></Label></div>}
+                {opening.remaining_seconds !== null && <div><Label isCompact icon={<HourglassIcon />}>{remaining(opening.remaining_seconds)}</Label></div>}
             </Td>
             <Td dataLabel={_("State")}>
                 <div><State state={opening.state} /></div>
@@ -130,24 +131,19 @@ function shownIf(figure: unknown): string {
     return figure === null ? "none" : "";
 }
 
+function isUncounted({ open_connections, open_bytes }: Opening): boolean {
+    return !!open_connections && open_bytes === null;
+}
+
 function openNow({ open_connections, open_bytes }: Opening): string {
     if (!open_connections)
         return open_connections === 0 ? "0" : "–";
-    return open_bytes === null ? `${open_connections}` : `${open_connections} · ${cockpit.format_bytes(open_bytes)}`;
+    return open_bytes === null ? `${open_connections}` : `${open_connections} · ${sizeText(open_bytes)}`;
 }
 
 function State({ state }: { state: Opening["state"] }) {
     const [status, Icon] = { active: ["success", CheckCircleIcon] as const, waiting: ["warning", ClockIcon] as const, refused: ["danger", ExclamationCircleIcon] as const }[state];
     return <Label isCompact status={status} icon={<Icon />}>{stateText(state)}</Label>;
-}
-
-function Left({ until }: { until: string }) {
-    const [now, setNow] = useState(Date.now);
-    useEffect(() => {
-        const timer = window.setInterval(() => setNow(Date.now()), 10000);
-        return () => window.clearInterval(timer);
-    }, []);
-    return <>{remaining(until, now)}</>;
 }
 
 function actions(opening: Opening, main: string, isAdmin: boolean, onAct: Acting["onAct"]): IAction[] {

@@ -15,6 +15,7 @@ import { HistoryDialog } from "./history";
 import { Openings } from "./openings";
 import { useDaemon, useIsAdmin } from "./daemon";
 import { Message, Waiting } from "./parts";
+import { standingOf } from "./standing";
 import type { Opening } from "./types";
 
 const _ = cockpit.gettext;
@@ -49,6 +50,7 @@ export function Page() {
         );
     const opening = dialog?.opening ?? null;
     const file = status.configuration.file;
+    const saving = { main: file, standing: standingOf(status.configuration), onClose: close };
     return (
         <Frame className="pf-m-no-sidebar">
             <PageSection hasBodyWrapper={false}>
@@ -57,11 +59,11 @@ export function Page() {
                     <StackItem><Openings openings={status.openings} isAdmin={isAdmin} main={file} onAct={act} /></StackItem>
                 </Stack>
             </PageSection>
-            {dialog?.action === "explain" && <ExplainDialog opening={opening} onClose={close} />}
+            {dialog?.action === "explain" && <ExplainDialog opening={opening} onClose={close} openings={status.openings} main={file} isAdmin={isAdmin} onAct={act} />}
             {dialog?.action === "history" && opening && <HistoryDialog opening={opening} onClose={close} />}
-            {dialog?.action === "add" && <EntryDialog main={file} opening={null} onClose={close} />}
-            {dialog?.action === "change" && <EntryDialog main={file} opening={opening} onClose={close} />}
-            {dialog?.action === "remove" && opening && <RemoveDialog main={file} opening={opening} onClose={close} />}
+            {dialog?.action === "add" && <EntryDialog {...saving} opening={null} />}
+            {dialog?.action === "change" && <EntryDialog {...saving} opening={opening} />}
+            {dialog?.action === "remove" && opening && <RemoveDialog {...saving} opening={opening} />}
             {dialog?.action === "close" && opening && <CloseDialog opening={opening} onClose={close} />}
             {notices}
         </Frame>

@@ -1,4 +1,5 @@
 // Parts of PatternFly's that say something by themselves, if only to a screen reader: here in the language of the session.
+import { useEffect, useRef } from "react";
 import type { ReactNode } from "react";
 import { Alert, Modal, Spinner } from "@patternfly/react-core";
 import type { AlertProps } from "@patternfly/react-core";
@@ -24,6 +25,13 @@ const KINDS = { success: _("Done:"), info: _("Note:"), warning: _("Warning:"), d
 
 export function Message({ variant, ...rest }: Omit<AlertProps, "variant" | "ref"> & { variant: keyof typeof KINDS }) {
     return <Alert isInline variant={variant} variantLabel={KINDS[variant]} toggleAriaLabel={_("Details")} {...rest} />;
+}
+
+// What is not to be overlooked because it would have to be scrolled to; `of` is what it is about.
+export function InView({ of, children }: { of: unknown; children: ReactNode }) {
+    const place = useRef<HTMLDivElement>(null);
+    useEffect(() => { place.current?.scrollIntoView({ block: "nearest" }) }, [of]);
+    return <div ref={place} className="messages">{children}</div>;
 }
 
 export function Waiting({ text }: { text: string }) {

@@ -2,6 +2,7 @@
 import type { Opening } from "./types";
 
 const _ = cockpit.gettext;
+const UNITS = ["B", "kB", "MB", "GB", "TB"];
 
 export function stateText(state: Opening["state"]): string {
     return { active: _("Active"), waiting: _("Waiting"), refused: _("Refused") }[state];
@@ -11,16 +12,24 @@ export function moment(at: string): string {
     return new Date(at).toLocaleString(cockpit.language.replace("_", "-"), { dateStyle: "medium", timeStyle: "medium" });
 }
 
-export function remaining(until: string, now: number): string {
-    const left = (Date.parse(until) - now) / 60000;
-    // Of eight hours, no one is to read a minute more for a second by which the clocks differ.
-    const minutes = Math.max(0, left < 60 ? Math.ceil(left) : Math.round(left));
+// By the daemon's clocks: that of the browser may be another.
+export function remaining(seconds: number): string {
+    if (seconds < 120)
+        return cockpit.format(cockpit.ngettext("$0 second left", "$0 seconds left", seconds), seconds);
+    const minutes = Math.floor(seconds / 60);
     if (minutes < 60)
         return cockpit.format(cockpit.ngettext("$0 minute left", "$0 minutes left", minutes), minutes);
     const hours = Math.floor(minutes / 60);
     if (hours < 48)
         return cockpit.format(_("$0 h $1 min left"), hours, minutes % 60);
     return cockpit.format(_("$0 days left"), Math.floor(hours / 24));
+}
+
+// Cockpit 287 writes no unit where that is one byte.
+export function sizeText(bytes: number): string {
+    const power = bytes < 1000 ? 0 : Math.min(UNITS.length - 1, Math.floor(Math.log10(bytes) / 3));
+    const figure = new Intl.NumberFormat(cockpit.language.replace("_", "-"), { maximumSignificantDigits: 3 }).format(bytes / 1000 ** power);
+    return `${figure} ${UNITS[power]}`;
 }
 
 // Text of others in which nothing is hidden: what could not be seen, or turns the direction of writing, is escaped.

@@ -20,12 +20,17 @@ export interface Opening {
     file: string | null;
     line: number | null;
     until: string | null;
+    remaining_seconds: number | null;
     opened_by: string | null;
     opened_ports: string | null;
     connections: number | null;
     open_connections: number | null;
     open_bytes: number | null;
 }
+
+export interface Fleet { answering: number; members: number; revision: number; age_seconds: number | null; entries: number }
+
+export interface Late { job: string; about: string | null; seconds: number }
 
 export interface Status {
     version: string;
@@ -36,6 +41,7 @@ export interface Status {
         last_good: boolean;
         refused_at: string | null;
         confirm_by: string | null;
+        remaining_seconds: number | null;
         unconfirmed: boolean;
         refused_problems: Problem[];
     };
@@ -43,6 +49,10 @@ export interface Status {
     last_look: { at: string; error: string | null } | null;
     restored: { at: string; what: string; more: number; cause: string }[];
     problems: string[];
+    fleet: Fleet | null;
+    late: Late[];
+    lost_log_lines: number;
+    lost_connection_events: number;
     counts: { active: number; waiting: number; refused: number };
     openings: Opening[];
 }
@@ -59,6 +69,7 @@ export interface Explanation {
     connection: string;
     works: boolean;
     cause: string | null;
+    entry: { file: string; line: number } | null;
     sentence: string;
     steps: Step[];
 }

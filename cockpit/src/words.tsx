@@ -2,14 +2,25 @@
 // with its sentences. A sentence that has more than its kind, such as an address, stands below that as it is.
 import type { ReactNode } from "react";
 import { shown } from "./text";
+import type { Problem } from "./types";
 import { CallError } from "./varlink";
 
 const _ = cockpit.gettext;
 export const isEnglish = cockpit.language.startsWith("en");
 
-// A sentence of the daemon's. Commands stand in backquotes there.
+// A sentence of the daemon's.
 export function English({ text }: { text: string }) {
-    return <span lang="en">{shown(text).split("`").map((part, index) => index % 2 ? <code key={index}>{part}</code> : part)}</span>;
+    return <span lang="en"><Sentence text={text} /></span>;
+}
+
+// A sentence in which commands stand in backquotes.
+export function Sentence({ text }: { text: string }) {
+    return <>{shown(text).split("`").map((part, index) => index % 2 ? <code key={index}>{part}</code> : part)}</>;
+}
+
+// What is wrong at one place of the configuration, and where that is.
+export function AtPlace({ problem: { file, line, text } }: { problem: Problem }) {
+    return <span className="break">{shown(file)}:{line}: <English text={text} /></span>;
 }
 
 // Why something failed: in the daemon's words, in Cockpit's, or in ours.
@@ -29,6 +40,11 @@ export function Reason({ reason, kinds }: { reason: string; kinds: string[] }) {
             {(said.length < kinds.length || kinds.some(kind => !WHOLE[kind])) && <div className="subtle"><English text={reason} /></div>}
         </div>
     );
+}
+
+// What the daemon is late with.
+export function lateText(job: string, about: string): string {
+    return cockpit.format(LATE[job] ?? job, shown(about));
 }
 
 // What is wrong with a connection, and what helps; empty where the daemon's sentence says it best.
@@ -91,6 +107,8 @@ const CAUSES: Record<string, string> = {
     "held-elsewhere": _("Another machine has the address now."),
     "only-from-host": _("Only this host itself reaches this address: connect to another one."),
     "unclaimed": _("No entry is for this port: add one."),
+    "not-allowed": _("The guest asks for it itself, and no [[allow]] covers that: write one where it is to have it."),
+    "claimed": _("It is taken already: choose another port or address, or free this one."),
     "localhost-off": _("Forwards do not answer on this loopback address."),
     "source-refused": _("The entry is for other clients: add this one to those who may connect."),
     "wrong-interface": _("The entry is only for what comes in by another interface."),
@@ -146,4 +164,27 @@ const STEPS: Record<string, string> = {
     "route": _("route"),
     "translation": _("translation"),
     "way back": _("way back"),
+};
+
+const LATE: Record<string, string> = {
+    "agents": _("an answer of a guest's agent, asked through $0"),
+    "answers": _("an answer to plan, check or explain"),
+    "configuration": _("the reading of the configuration"),
+    "conflicts": _("the look at rules and sockets of others"),
+    "connections": _("the sweep of connections"),
+    "counters": _("the counting of connections"),
+    "external-sets": _("the writing of what external sets hold"),
+    "groups": _("an answer of the group database"),
+    "inventory": _("the kernel's answer about links, addresses and neighbours"),
+    "last-good": _("the writing of the last good configuration"),
+    "libvirt": _("an answer of libvirt at $0"),
+    "log": _("the writing of log lines"),
+    "loopback": _("a change of what answers on 127.0.0.1 and ::1"),
+    "metrics": _("the making of metrics"),
+    "probes": _("a search for silent guests"),
+    "reconcile": _("a comparison with the kernel"),
+    "sets": _("the reading of files of sets"),
+    "status": _("the making of a status"),
+    "systemd": _("what systemd is to be notified of"),
+    "temporary": _("the writing of what is open for a while"),
 };

@@ -273,3 +273,37 @@ def is_for(refused: Waiting, arrival: Arrival) -> bool:
     if claim is None or (claim.ports, claim.address) == (None, None):
         return False
     return claim.takes(arrival.protocol, arrival.address, arrival.port)
+
+
+def held_back(refused: Waiting, main: str) -> Step:
+    """Say why what an entry or a domain asks for is not given, and what would give it."""
+    text, there = f"{refused.origin} asks for it and is refused: {why(refused.reason)}", _written_at(refused.origin)
+    match refused.reason.kind:
+        case HindranceKind.NOT_ALLOWED:
+            remedy = f"Where the domain is to have it, write an [[allow]] for that in {main}, and {RELOAD}."
+            return wrong("entry", text, Cause.NOT_ALLOWED, remedy)
+        case HindranceKind.NOT_OWN:
+            remedy = f"Write an address that the guest has, or none, in {there}."
+            return wrong("entry", text, Cause.ADDRESS_REFUSED, remedy)
+        case HindranceKind.SOCKETS_UNKNOWN:
+            remedy = f"Write a [[forward]] for this domain alone into {main}, and {RELOAD}."
+            return wrong("entry", text, Cause.UNCLAIMED, remedy)
+    what = "public address" if _is_public(refused) else "port of the host"
+    return wrong("entry", text, Cause.CLAIMED, f"Write another {what} in {there}{_freed(refused)}.")
+
+
+def _written_at(origin: Origin) -> str:
+    return f"the metadata of domain {shown(origin.domain)}" if origin.domain else f"{origin} and {RELOAD}"
+
+
+def _is_public(refused: Waiting) -> bool:
+    return refused.claim is not None and refused.claim.ports is None
+
+
+def _freed(refused: Waiting) -> str:
+    """Say how else it can be had, where something can give it up."""
+    reason = refused.reason
+    if reason.names:
+        place = f" ({reason.origin})" if reason.origin is not None else ""
+        return f", or take this one away from {' and '.join(map(shown, reason.names))}{place}"
+    return "" if _is_public(refused) else ", or have the process that has it listen elsewhere"

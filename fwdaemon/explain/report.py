@@ -12,7 +12,7 @@ from typing import Protocol as Interface
 from fwdaemon.core.admission import Place, Ranges
 from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Address, Family, Listener, Subnet
+from fwdaemon.core.types import Address, Family, Listener, Origin, Subnet
 from fwdaemon.rulesets.evaluation import Passage
 from fwdaemon.rulesets.packet import BaseChain, owners_of
 
@@ -49,6 +49,8 @@ class Cause(StrEnum):
     HELD_ELSEWHERE = "held-elsewhere"
     ONLY_FROM_HOST = "only-from-host"
     UNCLAIMED = "unclaimed"
+    NOT_ALLOWED = "not-allowed"
+    CLAIMED = "claimed"
     LOCALHOST_OFF = "localhost-off"
     SOURCE_REFUSED = "source-refused"
     WRONG_INTERFACE = "wrong-interface"
@@ -102,13 +104,14 @@ class Step:
 class Report:
     """The whole answer: what was asked in `title`, the steps in the packet's order, and what works if all is well.
 
-    `daemon_runs` decides what puts a change of the configuration in force.
+    `daemon_runs` decides what puts a change of the configuration in force; `entry` is the one that it is about.
     """
 
     title: str
     steps: Sequence[Step]
     success: str
     daemon_runs: bool = True
+    entry: Origin | None = None
 
     @property
     def failure(self) -> Step | None:
@@ -188,12 +191,13 @@ def as_json(report: Report) -> str:
 
 def as_object(report: Report) -> dict[str, Any]:
     """Give what `as_json` writes."""
-    failure = report.failure
+    failure, entry = report.failure, report.entry
     return {
         "schema_version": SCHEMA_VERSION,
         "connection": report.title,
         "works": report.works,
         "cause": failure.cause if failure is not None else None,
+        "entry": {"file": str(entry.file), "line": entry.line} if entry is not None and not entry.domain else None,
         "sentence": report.sentence,
         "commands": report.commands,
         "steps": [_json_step(step) for step in report.steps],

@@ -5,14 +5,13 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Final
 
-from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, NatEntry, RouteEntry
 from fwdaemon.config.sets import networks_named
 from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.inventory import HostAddress, Inventory
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.text import shown
-from fwdaemon.core.types import Address, Family, Protocol, Subnet
+from fwdaemon.core.types import Address, Family, Origin, Protocol
 from fwdaemon.errors import ConfigError
 from fwdaemon.explain import remedies
 from fwdaemon.explain.arrival import (
@@ -31,7 +30,7 @@ from fwdaemon.explain.arrival import (
 )
 from fwdaemon.explain.delivery import Delivery, WayBack, WayOut
 from fwdaemon.explain.entrance import Entrance, HostContext, Judge, Target
-from fwdaemon.explain.guest import GuestWalk, Libvirt, away, carried, is_for, sender
+from fwdaemon.explain.guest import GuestWalk, Libvirt, away, carried, held_back, is_for, sender
 from fwdaemon.explain.report import (
     RELOAD,
     START_COMMAND,
@@ -134,12 +133,13 @@ class _Trace:
             if (passing := self._passing(arrival, judge, desired)) is not None:
                 return passing
             steps += [self._unclaimed(arrival), *entrance.enter(), *entrance.into_host()]
-            return Report(f"{arrival} from {arrival.client}", steps, "")
+            return Report(f"{arrival} from {arrival.client}", steps, "", entry=self._meant(arrival))
         steps.append(self._entry(claim, arrival))
         if (admission := self._admission(claim, arrival, desired)) is not None:
             steps.append(admission)
             if admission.cause is not None:
-                return Report(f"{arrival} from {arrival.client}", steps, f"{arrival} is for {shown(_owner(claim))}")
+                leads = f"{arrival} is for {shown(_owner(claim))}"
+                return Report(f"{arrival} from {arrival.client}", steps, leads, entry=claim.origin)
         steps.append(self._daemon(daemon))
         by_proxy = arrival.address.is_loopback
         inside = [] if by_proxy else list(entrance.enter())
@@ -158,7 +158,7 @@ class _Trace:
                 inner, chosen = self.libvirt.bridges | self.libvirt.ports, bool(self.config.daemon.uplinks)
                 steps += WayOut(arrival, self.world, desired.uplinks, inner, chosen, self.main).steps(self.held)
         leads = f"{arrival} leads to {shown(_owner(claim))}" + (f", {target}" if target is not None else "")
-        return Report(f"{arrival} from {arrival.client}", steps, leads)
+        return Report(f"{arrival} from {arrival.client}", steps, leads, entry=claim.origin)
 
     def _passing(self, arrival: Arrival, judge: Judge, desired: Desired) -> Report | None:
         """Report what is for another machine, if a guest sends it, or if the host forwarded nothing before us."""
@@ -254,22 +254,25 @@ class _Trace:
         taken = {own.address for own in self.held}
         named = networks_named(claim.entry, self.config.sets)
         subnets = (subnet for subnet in named if Family.of(subnet) is arrival.family)
-        hosts = chain.from_iterable(_first_hosts(subnet, len(taken) + 1) for subnet in subnets)
+        hosts: Iterator[Address] = chain.from_iterable(islice(subnet.hosts(), len(taken) + 1) for subnet in subnets)
         client = next((address for address in hosts if address not in taken), None)
         return arrival if client is None else arrival.as_from(client)
 
     # --- the configuration -----------------------------------------------------------------------------------------
 
     def _unclaimed(self, arrival: Arrival) -> Step:
-        refused = next((item for item in self.refused if is_for(item, arrival)), None)
-        if refused is not None:
-            text = f"{refused.origin} asks for it and is refused: {why(refused.reason)}"
-            remedy = f"Where the domain is to have it, write an [[allow]] for that in {self.main}, and {RELOAD}."
-            if not refused.origin.domain:
-                remedy = "Have that process listen elsewhere, or write another port of the host there."
-            return wrong("entry", text, Cause.UNCLAIMED, remedy)
+        if (refused := self._refused(arrival)) is not None:
+            return held_back(refused, self.main)
         remedy = remedies.claim_port(nearest(self.config, arrival), arrival, self.main)
         return wrong("entry", f"no entry of {self.main} claims it", Cause.UNCLAIMED, remedy)
+
+    def _refused(self, arrival: Arrival) -> Waiting | None:
+        return next((item for item in self.refused if is_for(item, arrival)), None)
+
+    def _meant(self, arrival: Arrival) -> Origin | None:
+        """Give the entry that is refused, or that could claim what none claims."""
+        found = self._refused(arrival) or nearest(self.config, arrival)
+        return found.origin if found is not None else None
 
     def _entry(self, claim: Claim, arrival: Arrival) -> Step:
         text = f"{claim.origin} {claim}"
@@ -389,10 +392,6 @@ def _chosen(claims: list[Claim], desired: Desired, arrival: Arrival) -> Claim | 
         return not claim.fits(arrival), not admitted, exposure_of(claim, desired, arrival) is None
 
     return min(claims, key=lacks, default=None)
-
-
-def _first_hosts(subnet: Subnet, count: int) -> Iterator[Address]:
-    yield from islice(subnet.hosts(), count)
 
 
 def _owner(claim: Claim) -> str:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
+from math import ceil
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -85,6 +86,10 @@ class Confirmation:
     def until(self) -> datetime | None:
         """When the configuration before comes back; `None` where nothing is to be confirmed."""
         return datetime.fromtimestamp(self._pending.deadline.until.wall, UTC) if self.waits and self._pending else None
+
+    def seconds_left(self) -> int | None:
+        """For how many seconds it waits; `None` where nothing is to be confirmed."""
+        return max(0, ceil(self._pending.deadline.left(self._clocks()))) if self.waits and self._pending else None
 
     @property
     def waits(self) -> bool:
@@ -195,6 +200,7 @@ class Standing:
         """Say how it began."""
         lines.drop_ins_ignored(start.config.ignored)
         self.confirmation.read()
+        records.left = self.confirmation.seconds_left
         records.to_confirm(self.confirmation.until, is_back=self.confirmation.is_over)
         if start.is_rolled_back:
             lines.rolled_back(self._main)

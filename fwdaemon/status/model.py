@@ -196,7 +196,8 @@ class Configuration:
     """The configuration in force; `refused` is a later one that was not taken up.
 
     Where the file was wrong when the daemon started, the one in force is the last good one, loaded by an earlier run.
-    One that waits to be confirmed goes `unless_by` then; where that was not done, the one before `is_back` in force.
+    One that waits to be confirmed goes `unless_by` then, in `seconds_left`; where that was not done, the one before
+    `is_back` in force.
     """
 
     file: Path
@@ -204,6 +205,7 @@ class Configuration:
     refused: RefusedReload | None = None
     is_last_good: bool = False
     unless_by: datetime | None = None
+    seconds_left: int | None = None
     is_back: bool = False
 
 
@@ -332,6 +334,7 @@ def _configuration(configuration: Configuration) -> dict[str, Any]:
         "last_good": configuration.is_last_good,
         "refused_at": None if refused is None else time_as_json(refused.at),
         "confirm_by": time_as_json(configuration.unless_by),
+        "remaining_seconds": configuration.seconds_left,
         "unconfirmed": configuration.is_back,
         "refused_problems": [] if refused is None else [problem_as_json(problem) for problem in refused.problems],
     }

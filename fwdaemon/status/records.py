@@ -76,7 +76,8 @@ class Shared(Protocol):
 class Records:
     """All of it; `publish` is called whenever the status changes.
 
-    Work is late after `late_s` seconds, and `unlogged` gives how many begins and ends of connections were not logged.
+    Work is late after `late_s` seconds, `unlogged` gives how many begins and ends of connections were not logged, and
+    `left` for how many seconds the configuration waits to be confirmed.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Records:
         """Begin; `remaining` gives for how long what was opened for a while is open."""
         self.late_s = LATE_S
         self.unlogged: Callable[[], int] = int
+        self.left: Callable[[], int | None] = lambda: None
         self._shared = shared
         self._behind: tuple[frozenset[tuple[Job, str]], int, int] = frozenset(), 0, 0
         self._publish, self._remaining = publish, remaining
@@ -179,7 +181,7 @@ class Records:
         """Give everything else."""
         return Header(
             __version__,
-            self._configuration,
+            replace(self._configuration, seconds_left=self.left()),
             Process(os.getpid(), self._began),
             rules_at(self._location),
             tuple(libvirt),

@@ -19,7 +19,8 @@ SOCKET = "/run/kvm-portfwd/control.sock"
 DROP_IN = "/etc/portfwd.d/cockpit.toml"
 NOTHING = "//h3[.='Nothing is forwarded yet']"
 DIALOG = "//*[@role='dialog']"
-STYLES, WIDTHS = ("light", "dark"), (1280, 360)
+# A narrow page is a long one: a picture of it has rows of each kind.
+STYLES, WIDE, NARROW = ("light", "dark"), (1280, 900), (360, 1500)
 TAB, ENTER, ESCAPE, DOWN = "\ue004", "\ue007", "\ue00c", "\ue015"
 
 
@@ -63,6 +64,11 @@ def accepts(host: Host, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def routed(network: str, addresses: str) -> str:
+    """One `[[route]]`."""
+    return f'[[route]]\nnetwork = "{network}"\naddresses = ["{addresses}"]\n'
 
 
 def show(page: Browser, port: int = PORT, width: int = 1280) -> None:
@@ -172,8 +178,8 @@ class Looks:
 
     def are_fine(self, name: str = "") -> None:
         """See that nothing is too wide, and that axe finds nothing serious; with a name, keep pictures."""
-        for width in WIDTHS:
-            self.page.resize(width, 900)
+        for width, height in (WIDE, NARROW):
+            self.page.resize(width, height)
             for style in STYLES:
                 self.page.run(_STYLE, style)
                 if name:
@@ -181,7 +187,7 @@ class Looks:
                 assert self.page.run("return document.documentElement.scrollWidth") <= width
                 # All that the other style changes is colours.
                 assert self.serious({"runOnly": ["color-contrast"]} if style == "dark" else {}) == []
-        self.page.resize(WIDTHS[0], 900)
+        self.page.resize(*WIDE)
 
     def serious(self, options: dict[str, list[str]]) -> list[str]:
         """Give what axe finds."""

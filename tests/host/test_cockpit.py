@@ -1,9 +1,8 @@
-"""The page in Cockpit, by clicking in a real browser, and what a client outside then gets.
+"""What the page in Cockpit changes, by clicking in a real browser, and what a client outside then gets.
 
 With Cockpit 337 of Debian 13 and 287 of Debian 12.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.cockpit import (
-    DIALOG,
     DROP_IN,
     GROUP,
     MEMBERS_PORT,
@@ -32,10 +30,10 @@ from tests.host.cockpit import (
     row,
     send,
     show,
-    without_socket,
 )
 from tests.host.conftest import HEAD, WEB4, Scene, entry, filled
 from tests.lab.browser import Browser
+from tests.lab.daemon import CONFIG
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
@@ -53,10 +51,6 @@ def page(module_host: Host) -> Iterator[Browser]:
     """A browser, and Cockpit with the page."""
     with browsing(module_host) as browser:
         yield browser
-
-
-def routed(network: str, addresses: str) -> str:
-    return f'[[route]]\nnetwork = "{network}"\naddresses = ["{addresses}"]\n'
 
 
 def drop_ins(host: Host) -> list[str]:
@@ -182,6 +176,48 @@ def test_what_is_wrong_stands_beside_its_field_and_what_is_taken_is_asked_about(
     host.run("rm", DROP_IN)
 
 
+def test_a_configuration_that_waits_to_be_confirmed_or_was_not_is_told_and_asked_about(
+    shared_scene: Scene, page: Browser, tmp_path: Path
+) -> None:
+    scene, host, looks = shared_scene, shared_scene.host, Looks(page, tmp_path)
+    lapsed = alert("danger", "The files are not what is in force")
+
+    def reloaded(port: int, time: str) -> None:
+        host.write(CONFIG, HEAD + filled(entry("web", f"{port}:80", "WEB4")))
+        host.portfwd("reload", "--confirm", time)
+
+    scene.daemon("")
+    show(page)
+    page.wait(NOTHING)
+    reloaded(8000, "1h")
+    assert " left)" in page.wait(alert("warning", "the configuration before comes back"))
+    forwarded(page, "web", "8001", "80", WEB4)
+    asked = alert("warning", "still waits to be confirmed")
+    page.wait(asked)
+    assert page.is_in_view(asked)
+    looks.are_fine()
+    assert drop_ins(host) == []
+    send(page, "Save anyway")
+    done(page, "The entry was added")
+    page.click(button("Keep this configuration"))
+    page.wait_gone(alert("warning", "the configuration before comes back"))
+    assert host.portfwd("confirm", check=False).returncode != 0
+
+    reloaded(8002, "2s")
+    page.wait(lapsed)
+    page.wait(row("tcp *:8000"))
+    act(page, "tcp *:8001", "Remove")
+    send(page, "Remove")
+    page.wait(alert("warning", "was not confirmed in time"))
+    looks.are_fine()
+    assert drop_ins(host) == [DROP_IN]
+    scene.refused(lambda: host.outside.fetch(f"http://{PUBLIC4}:8002/"))
+    send(page, "Remove anyway")
+    done(page, "The entry was removed")
+    page.wait_gone(lapsed)
+    scene.answers(lambda: host.outside.fetch(f"http://{PUBLIC4}:8002/"), f"web {CLIENT4}")
+
+
 def test_what_is_written_meanwhile_is_not_overwritten(shared_scene: Scene, page: Browser) -> None:
     scene, host = shared_scene, shared_scene.host
     scene.daemon("")
@@ -215,6 +251,16 @@ def test_what_is_written_meanwhile_is_not_overwritten(shared_scene: Scene, page:
     host.write(DROP_IN, f"{text}# still more\n")
     send(page, "Remove")
     told()
+    # What is wrong elsewhere is named by its place.
+    host.write(DROP_IN, text)
+    host.write(CONFIG, f"{HEAD}nonsense = 1\n")
+    act(page, "tcp *:8002", "Remove")
+    page.wait("//pre")
+    send(page, "Remove")
+    assert f"{CONFIG}:3: " in page.wait(alert("danger", "nothing was written"))
+    assert host.run("cat", DROP_IN).stdout == text
+    host.write(CONFIG, HEAD)
+    leave(page)
     # Where the entry stood, another one is.
     host.write(DROP_IN, text.replace('"web"', '"neighbour"'))
     act(page, "tcp *:8002", "Remove")
@@ -249,41 +295,6 @@ def test_ports_are_open_for_a_while_and_closed_before(shared_scene: Scene, page:
     scene.refused(lambda: scene.host.outside.fetch(url))
 
 
-def test_what_waits_or_is_refused_says_what_helps(shared_scene: Scene, page: Browser) -> None:
-    host = shared_scene.host
-    host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
-    try:
-        routes = routed("default", "203.0.113.64/29") + routed("gone", "203.0.113.80/29")
-        shared_scene.daemon(routes, f"{HEAD}ip_forward = false\n")
-        show(page)
-        for listens, state, reason, remedy in (
-            ("203.0.113.64/29", "Refused", "IPv4 forwarding is off", "ip_forward"),
-            ("203.0.113.80/29", "Waiting", "no such network", "Write a network that libvirt has"),
-        ):
-            page.wait(f"{row(listens)}//*[normalize-space()='{state}']")
-            assert reason in page.wait(f"{row(listens)}//*[@class='reason']")
-            page.click(f"{row(listens)}{button('What helps?')}")
-            page.wait(alert("danger", remedy))
-            leave(page)
-    finally:
-        host.run("sysctl", "-w", "net.ipv4.ip_forward=1")
-
-
-def test_why_a_connection_fails_is_explained(shared_scene: Scene, page: Browser) -> None:
-    shared_scene.daemon(entry("web", "8000:80 8004:81", "WEB4"))
-    show(page)
-    page.wait(row("tcp *:8004"))
-    act(page, "tcp *:8004", "Explain")
-    assert "81" in page.wait("//ol/li[@class='no']")
-    page.wait(alert("danger", "nothing listens on tcp port 81"))
-    page.write("//*[@id='explain-to']", ":8000")
-    send(page, "Explain")
-    page.wait(alert("success", "It works"))
-    page.write("//*[@id='explain-to']", "nonsense")
-    send(page, "Explain")
-    page.wait(alert("danger", "write one such as"))
-
-
 def test_a_member_of_the_group_sees_and_cannot_change(shared_scene: Scene, page: Browser) -> None:
     shared_scene.host.write(DROP_IN, filled(entry("web", "8000:80", "WEB4")))
     shared_scene.daemon("", HEAD + CONTROL)
@@ -297,71 +308,3 @@ def test_a_member_of_the_group_sees_and_cannot_change(shared_scene: Scene, page:
     page.click("//*[@role='menuitem' and normalize-space()='Explain']")
     page.wait(alert("success", "It works"))
     shared_scene.host.run("rm", DROP_IN)
-
-
-def test_the_page_follows_the_daemon_as_it_ends_and_comes_back(shared_scene: Scene, page: Browser) -> None:
-    scene = shared_scene
-    daemon = scene.daemon(entry("web", "8000:80", "WEB4"))
-    show(page)
-    page.wait(row("tcp *:8000"))
-    daemon.terminate()
-    page.wait("//h1[contains(., 'does not answer')]")
-    scene.daemon(entry("web", "8000:80", "WEB4"))
-    page.wait(row("tcp *:8000"))
-    scene.wipe()
-    page.wait("//dd[contains(., 'nft')]")
-    scene.host.libvirt.stop()
-    page.wait(alert("warning", "libvirt does not answer"))
-    scene.host.libvirt.start()
-    page.wait_gone("//*[contains(., 'libvirt does not answer')]")
-    # The daemon lives on, and cannot make its socket again for a while.
-    with without_socket(scene.host):
-        page.wait("//h1[contains(., 'does not answer')]")
-    page.wait(row("tcp *:8000"))
-
-
-def test_it_looks_well_and_what_helps_people_who_cannot_see_finds_nothing_serious(
-    shared_scene: Scene, page: Browser, tmp_path: Path
-) -> None:
-    """By axe, in light and dark, wide and narrow; `PICTURES` names the directory in which pictures of that are kept."""
-    scene, looks = shared_scene, Looks(page, Path(os.environ.get("PICTURES", tmp_path)))
-    waiting = entry("shop", "8443:443", "192.168.122.99")
-    refused = filled(f'[[nat]]\ndomain = "neighbour"\naddress = "NEIGHBOUR4"\npublic = "{MAIL4}"\nassign = "eth9"\n')
-    server = scene.far.serve_tcp(9000)
-    live = entry("web", "8000:80 5353:53/udp", "WEB4") + entry("far", "9000", "FAR4")
-    daemon = scene.daemon(live + waiting + refused)
-    scene.host.portfwd("open", "neighbour", "8022:80", "--for", "8h")
-    scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"), f"web {CLIENT4}")
-    scene.wipe()
-    assert scene.converse(9000).goes_on()
-    show(page)
-    page.wait("//dd[contains(., 'nft')]")
-    page.wait(f"{row('tcp *:9000')}/td[@data-label='Open now' and starts-with(., '1')]")
-    looks.are_fine("page")
-
-    page.click(button("Add"))
-    page.wait(button("web (running)"))
-    looks.are_fine("form")
-    fill(page, domain="web", host_0="70000")
-    send(page, "Add")
-    page.wait("//*[@id='entry-ports-0-help']//*[contains(@class, 'pf-m-error')]")
-    looks.are_fine()
-    for kind in ("A public address", "Addresses of a network"):
-        page.click(f"//label[.='{kind}']")
-        looks.are_fine()
-    leave(page)
-
-    page.click(f"{row('tcp *:8443')}{button('What helps?')}")
-    page.wait("//ol/li[@class='no']")
-    page.wait(f"//footer{button('Explain')}")
-    looks.are_fine("explain")
-    leave(page)
-    act(page, "tcp *:8000", "History")
-    page.wait_gone(f"{DIALOG}//*[@role='progressbar']")
-    looks.are_fine()
-    leave(page)
-    daemon.terminate()
-    page.wait("//h1[contains(., 'does not answer')]")
-    looks.are_fine()
-    page.run("localStorage.clear()")
-    server.stop()

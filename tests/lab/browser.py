@@ -136,6 +136,16 @@ class Browser:
         found: list[str] = self._ask("POST", "/execute/sync", {"script": body, "args": [path]})
         return found
 
+    def is_in_view(self, path: str) -> bool:
+        """Whether the middle of the last element of that path can be seen without scrolling."""
+        script = """
+            const found = document.evaluate(arguments[0], document, null, XPathResult.ORDERED_NODE_SNAPSHOT_TYPE);
+            const item = found.snapshotItem(found.snapshotLength - 1);
+            const { left, right, top, bottom } = item.getBoundingClientRect();
+            return item.contains(document.elementFromPoint((left + right) / 2, (top + bottom) / 2));
+        """
+        return bool(self.run(script, path))
+
     def text(self) -> str:
         """Give all that the page shows."""
         return "\n".join(self.texts("//body"))

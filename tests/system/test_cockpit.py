@@ -1,4 +1,4 @@
-"""Cockpit as Debian 13 has it, on a whole machine: a new user logs in by password, and makes a guest reachable.
+"""Cockpit as Debian 12 and 13 have it, on a whole machine: a new user logs in by password, and makes a guest reachable.
 
 The page is opened where Cockpit's menu leads to it, over TLS, and changes take Cockpit's own administrative access.
 """
@@ -18,7 +18,7 @@ from tests.lab.place import wait_until
 from tests.lab.qemu import QemuGuest
 from tests.lab.release import LibvirtFirewall
 
-pytestmark = pytest.mark.on(LibvirtFirewall.NFTABLES)
+pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 ADMIN, MEMBER, PASSWORD = "alex", "kim", "correct horse 8"
 FRAME = "//iframe[contains(@src, 'kvm-portfwd')]"
 URL = f"https://{PUBLIC4}:9090"
@@ -85,13 +85,18 @@ def test_a_new_user_makes_a_guest_answer(cockpit: Machine, browser: Browser) -> 
     browser.click(button("Add a forward"))
     browser.click(button("web1 (running)"))
     fill(browser, host_0="8000", guest_0="80")
-    # What the chosen guest has by DHCP is offered as its address.
-    browser.click(button("More"))
-    browser.click(f"{form_group('address')}//button[starts-with(., '192.168.122.')]")
     send(browser, "Add")
     done(browser, "The entry was added")
     wait_until(lambda: cockpit.outside.fetch(SITE).answered, "the guest answers")
     browser.wait("//tbody//*[normalize-space()='Active']")
+
+    # What the guest has by DHCP is offered as its address.
+    act(browser, "tcp *:8000", "Change")
+    browser.click(button("More"))
+    browser.click(f"{form_group('address')}//button[starts-with(., '192.168.122.')]")
+    send(browser, "Save")
+    done(browser, "The entry was changed")
+    wait_until(lambda: cockpit.outside.fetch(SITE).answered, "the guest answers at that address")
 
     act(browser, "tcp *:8000", "History")
     assert "tcp *:8000" in browser.wait("//li[contains(., 'web1')]")
@@ -113,12 +118,19 @@ def test_a_new_user_makes_a_guest_answer(cockpit: Machine, browser: Browser) -> 
     wait_until(lambda: not cockpit.outside.fetch(SITE).answered, "the guest answers no more")
 
 
-def test_a_member_of_the_group_sees_and_cannot_change(cockpit: Machine, browser: Browser) -> None:
+def test_a_member_of_the_group_sees_also_in_german_and_cannot_change(cockpit: Machine, browser: Browser) -> None:
     cockpit.write("/etc/portfwd.d/cockpit.toml", '[[forward]]\ndomain = "web1"\nports = ["8000:80"]\n')
     cockpit.systemctl("restart", UNIT)
     log_in(browser, MEMBER)
     open_page(browser)
     browser.wait(row("tcp *:8000"))
     assert browser.texts(button("Add")) == []
+    browser.leave()
+    browser.run("document.cookie = 'CockpitLang=de-de; path=/; secure'")
+    browser.open(URL)
+    browser.click("//a[normalize-space()='Portweiterleitungen']")
+    browser.enter(FRAME)
+    browser.wait("//h1[.='Portweiterleitungen']")
+    browser.wait(f"{row('tcp *:8000')}//*[normalize-space()='Aktiv']")
     cockpit.run("rm", "/etc/portfwd.d/cockpit.toml")
     cockpit.run("kvm-portfwd", "reload")

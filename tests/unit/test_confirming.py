@@ -48,14 +48,16 @@ def test_without_confirmation_the_configuration_before_comes_back(
             await scene.until(lambda: scene.written == {RULE})
             assert await loaded(scene, SSH, 60)
             assert scene.written == {SSH_RULE}
-            assert (await scene.ask("Status"))["configuration"]["confirm_by"]
+            found = (await scene.ask("Status"))["configuration"]
+            assert found["confirm_by"]
+            assert found["remaining_seconds"] == 60
             scene.pass_by(59)
             await asyncio.sleep(0.05)
             assert scene.written == {SSH_RULE}
             scene.pass_by(1)
             await scene.until(lambda: scene.written == {RULE})
             found = (await scene.ask("Status"))["configuration"]
-            assert (found["confirm_by"], found["unconfirmed"]) == (None, True)
+            assert (found["confirm_by"], found["remaining_seconds"], found["unconfirmed"]) == (None, None, True)
             with pytest.raises(CallError, match="not confirmed in time"):
                 await scene.ask("Confirm")
         assert kept(scene) == [WEB]

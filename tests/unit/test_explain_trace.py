@@ -283,7 +283,11 @@ def test_a_port_that_a_process_had_before_a_pattern_is_said_to_be_refused() -> N
         return explain(request, pattern, libvirt(), host(), MAIN, before=Before(occupied=lambda: used))
 
     report = beside(waits)
-    assert cause(report) is Cause.UNCLAIMED
+    assert cause(report) is Cause.CLAIMED
     assert report.failure is not None
     assert report.failure.text == f"{MAIN}:3 asks for it and is refused: a process of the host has port 8000"
+    assert report.sentence == (
+        f"Write another port of the host in {MAIN}:3 and run `kvm-portfwd reload`, or have the process that has it"
+        " listen elsewhere."
+    )
     assert cause(beside(waits._replace(passing=True))) is None

@@ -44,7 +44,9 @@ def test_on_a_terminal_it_fits_and_commands_stay_whole() -> None:
 
 def test_the_keys_of_json() -> None:
     found = json.loads(as_json(told(world=host(rules=[*ours(), forward_chain(policy="drop")]))))
-    assert found.keys() == {"schema_version", "connection", "works", "cause", "sentence", "commands", "steps"}
+    keys = {"schema_version", "connection", "works", "cause", "entry", "sentence", "commands", "steps"}
+    assert found.keys() == keys
+    assert found["entry"] == {"file": "/etc/portfwd.toml", "line": 3}
     assert found["cause"] == "refused"
     assert found["commands"] == ["kvm-portfwd reload"]
     chain = next(step["chain"] for step in found["steps"] if step["state"] == "no")

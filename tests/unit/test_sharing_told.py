@@ -7,9 +7,9 @@ import pytest
 
 from fwdaemon.audit import lines
 from fwdaemon.audit.throttle import Rations
-from fwdaemon.core.inventory import Inventory, Metadata
+from fwdaemon.core.inventory import Element, Inventory, Metadata
 from fwdaemon.core.report import Cause as Why
-from fwdaemon.explain.report import Cause, as_text
+from fwdaemon.explain.report import Cause, Report, as_object, as_text
 from fwdaemon.resolve.placement import Placer
 from fwdaemon.status.rows import Facts, Readings, rows
 from tests.unit import trace_scene
@@ -107,5 +107,26 @@ def test_explain_follows_what_a_definition_asks_for() -> None:
     pool = policy + '[daemon]\nauto_ports = "8000-8000"\n'
     assert trace_scene.cause(trace_scene.told(text=pool, said=assigned)) is None
     shut = trace_scene.told("198.51.100.1:22", text=policy, said=trace_scene.libvirt(web))
-    assert trace_scene.cause(shut) is Cause.UNCLAIMED
+    assert trace_scene.cause(shut) is Cause.NOT_ALLOWED
     assert "does not cover ports tcp 22" in as_text(shut, terminal=False, unicode=False)
+    assert "write an [[allow]] for that in /etc/portfwd.toml" in shut.sentence
+    assert as_object(shut)["entry"] is None
+
+
+def test_explain_says_what_gives_a_definition_what_is_refused_for_another_reason() -> None:
+    policy = '[[allow]]\ndomains = "web"\nports = "8000"\n'
+    there = '[[forward]]\ndomain = "other"\nports = ["198.51.100.9:8000:80"]\n'
+
+    def told(asked: Element, text: str = policy) -> Report:
+        web = replace(trace_scene.WEB, metadata=Metadata((asked,)))
+        return trace_scene.told(text=text, said=trace_scene.libvirt(web))
+
+    taken = told(forward("8000:80"), policy + there)
+    assert trace_scene.cause(taken) is Cause.CLAIMED
+    assert taken.sentence == (
+        "Write another port of the host in the metadata of domain web, or take this one away from other"
+        " (/etc/portfwd.toml:4)."
+    )
+    strange = told(forward("8000:80", address="192.168.122.77"))
+    assert trace_scene.cause(strange) is Cause.ADDRESS_REFUSED
+    assert strange.sentence == "Write an address that the guest has, or none, in the metadata of domain web."
