@@ -28,6 +28,8 @@ _SIGNS = {
     "impostors": r"first: .*sender='(mail|peer|far|routed)'.*\n  promised None\n  came to .*where='outside'",
     "late label": r"first: .*port=25,.*\n  promised None\n  came to .*where='outside'",
     "no label": r"next after the change: .*port=25,.*\n  promised None\n  came to .*where='outside'",
+    "uplinks": r"first: .*sender='(mail|peer|far|routed)'.*\n  promised (None|Fate\(where='lan').*\n"
+    r"  came to .*where='lan'",
     "ended": r"answer after the change: .*\n  promised None\n  came to .*Fate\(",
 }
 

@@ -18,9 +18,9 @@ have to agree. Where what it foretells is uncertain, anything fits; how often th
 A comparison that finds nothing may be blind. So afterwards each guard is taken out of our rules in the kernel, one at a
 time, and rounds are played until packets show that it is missing: `homes` and `links` keep out who comes from elsewhere
 with an address of a guest or of a link, `impostors` who leaves with that of a 1:1 guest, `strangers` what is forwarded
-only because we turned that on, `ended` what was ended. With the `late label`, what guests open is labelled before the
-host's filters have seen it, and with `no label` after they have, so that a gate lets it past a refusal. The tests do
-the same (`tests/kernel/test_packet_model.py`).
+only because we turned that on, `ended` what was ended, and `uplinks` guests from going out elsewhere. With the
+`late label`, what guests open is labelled before the host's filters have seen it, and with `no label` after they have,
+so that a gate lets it past a refusal. The tests do the same (`tests/kernel/test_packet_model.py`).
 """
 
 
