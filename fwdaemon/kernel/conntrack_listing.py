@@ -8,7 +8,7 @@ still. Sources: linux/netlink.h, linux/netfilter/nfnetlink.h and nfnetlink_connt
 import re
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -222,14 +222,22 @@ def listing_request(family: int = _EVERY_FAMILY) -> bytes:
     return _request(family)
 
 
-def source_requests(address: IPv4Address) -> Iterator[bytes]:
-    """Write the requests for what is answered by an address, and for what it began; see `protocol_request`.
+def answered_request(address: IPv4Address) -> bytes:
+    """Write the request for what is answered by an address; see `protocol_request`.
 
-    There is none like these for IPv6: of that, Linux 6.18 still lists what has any other address.
+    There is none like this, or the next, for IPv6: of that, Linux 6.18 still lists what has any other address.
     """
-    for way, flags in ((_REPLY, _FILTER_REPLY), (_ORIGINAL, _FILTER_ORIGINAL)):
-        picked = _nested(way, _nested(_IP, attribute(_SOURCES[0], address.packed)))
-        yield _request(_IPV4, picked, _nested(_FILTER, attribute(flags, _BY_SOURCE)))
+    return _source_request(address, _REPLY, _FILTER_REPLY)
+
+
+def begun_request(address: IPv4Address) -> bytes:
+    """Write the request for what an address began."""
+    return _source_request(address, _ORIGINAL, _FILTER_ORIGINAL)
+
+
+def _source_request(address: IPv4Address, way: int, flags: int) -> bytes:
+    picked = _nested(way, _nested(_IP, attribute(_SOURCES[0], address.packed)))
+    return _request(_IPV4, picked, _nested(_FILTER, attribute(flags, _BY_SOURCE)))
 
 
 @lru_cache(maxsize=2)
