@@ -13,8 +13,9 @@ from tests.packets.taken_away import THEFTS
 from tests.packets.world import World, world
 from tests.unit.configurations import accepted, toml
 
-# More of them are played by scripts/robustness. In the fifth, forged sources meet a route that forwarding is on for.
-_ROUNDS, _PACKETS = (1, 2, 3, 5), 300
+# More of them are played by scripts/robustness. In the fifth, forged sources meet a route that forwarding is on for; in
+# the tenth, everything is taken away.
+_ROUNDS, _PACKETS = (1, 2, 3, 5, 10), 300
 # In one of these rounds a guard that is missing shows, whichever it is. Where it is known in which, that comes first.
 _ROUNDS_AT_MOST = 20
 _SHOWN_IN = {"impostors": 2, "late label": 4, "no label": 6}

@@ -10,7 +10,8 @@ INTRODUCTION = """\
 A configuration and packets are drawn by lot, round after round: by any interface, with sources and MAC addresses of
 others, and with marks that other programs set. What comes of each is compared with a plain model of what the
 documentation promises and, for the first packet of a connection, with what the evaluator of `explain` foretells. Then
-receivers answer, the configuration changes, both ends of every connection send again, and others begin.
+receivers answer, the configuration changes, both ends of every connection send again, and others begin. In every tenth
+round, all that is ours is taken away instead, as by `kvm-portfwd flush`.
 
 `explain` judges first packets only, so on packets of connections that go on, the promise and the two rule systems alone
 have to agree. Where what it foretells is uncertain, anything fits; how often that is so is given below.
