@@ -22,7 +22,7 @@ from fwdaemon.kernel.conntrack_listing import Entry
 from fwdaemon.kernel.memory import Beside
 from fwdaemon.kernel.process import new_budgets
 from fwdaemon.netfilter import Rules
-from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, turned
+from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, renamings, turned
 from fwdaemon.triggers import Budgets, Origin
 
 
@@ -193,7 +193,7 @@ class Sweep:
     @property
     def clients(self) -> frozenset[Address]:
         """Say who began others that are to be looked at: who is denied now, and 1:1 guests."""
-        return self.barred.union(nat.target for nat in self.removed or () if isinstance(nat, Nat))
+        return self.barred.union(guest for guest, _ in renamings(self.removed or ()))
 
     def outdated(self) -> Judge:
         """Give what decides which connections to end."""

@@ -27,8 +27,6 @@ from fwdaemon.kernel.conntrack_listing import (
     Entry,
     Lane,
     OpenFlow,
-    answered_request,
-    begun_request,
     ending_request,
     flow_of,
     has_label,
@@ -42,6 +40,7 @@ from fwdaemon.kernel.conntrack_listing import (
     read_open_flow,
     sent_to,
     size_of,
+    source_request,
 )
 from fwdaemon.kernel.netlink import NETFILTER, SOL_NETLINK, Message, NetlinkSocket
 from fwdaemon.kernel.packets import Field, attach
@@ -279,13 +278,13 @@ def _requests(
         yield listing_request()
         return
     old = sorted(address for address in concerned if isinstance(address, IPv4Address))
-    yield from (answered_request(address) for address in old if address in guests)
-    yield from (begun_request(address) for address in old if address in clients)
+    yield from (source_request(address) for address in old if address in guests)
+    yield from (source_request(address, begun=True) for address in old if address in clients)
     if len(old) < len(concerned):
         yield listing_request(socket.AF_INET6)
     if any(masters):
-        yield from (answered_request(address) for address in old if address not in guests)
-        yield from (begun_request(address) for address in old if address not in clients)
+        yield from (source_request(address) for address in old if address not in guests)
+        yield from (source_request(address, begun=True) for address in old if address not in clients)
 
 
 def _end_listed(requests: Iterable[bytes], is_meant: Callable[[Flow], bool]) -> list[Flow]:

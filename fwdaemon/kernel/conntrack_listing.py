@@ -222,20 +222,12 @@ def listing_request(family: int = _EVERY_FAMILY) -> bytes:
     return _request(family)
 
 
-def answered_request(address: IPv4Address) -> bytes:
-    """Write the request for what is answered by an address; see `protocol_request`.
+def source_request(address: IPv4Address, *, begun: bool = False) -> bytes:
+    """Write the request for what is answered by an address, or `begun` by it; see `protocol_request`.
 
-    There is none like this, or the next, for IPv6: of that, Linux 6.18 still lists what has any other address.
+    There is none like it for IPv6: of that, Linux 6.18 still lists what has any other address.
     """
-    return _source_request(address, _REPLY, _FILTER_REPLY)
-
-
-def begun_request(address: IPv4Address) -> bytes:
-    """Write the request for what an address began."""
-    return _source_request(address, _ORIGINAL, _FILTER_ORIGINAL)
-
-
-def _source_request(address: IPv4Address, way: int, flags: int) -> bytes:
+    way, flags = (_ORIGINAL, _FILTER_ORIGINAL) if begun else (_REPLY, _FILTER_REPLY)
     picked = _nested(way, _nested(_IP, attribute(_SOURCES[0], address.packed)))
     return _request(_IPV4, picked, _nested(_FILTER, attribute(flags, _BY_SOURCE)))
 
