@@ -1,6 +1,7 @@
 """Asks the daemon of this host for its status once, as `kvm-portfwd status` does.
 
-Prints how many seconds the answer took, and how many connections through the first forward it says are open.
+Prints that it asks, and then how many seconds the answer took, and how many connections through the first forward it
+says are open.
 """
 
 import time
@@ -14,6 +15,7 @@ _PATIENCE_S: Final = 120.0
 
 def main() -> None:
     """Ask."""
+    print("asking", flush=True)  # noqa: T201  for who waits until it does
     begun = time.monotonic()
     status = protocol.call("Status", _PATIENCE_S)
     seconds = time.monotonic() - begun

@@ -9,9 +9,11 @@ from ipaddress import IPv4Address
 from typing import Final, TypeAlias
 
 from bench import flooding
-from bench.connections import forget_all, track_many, without_entry
+from bench.connections import tracked, without_entry
+from bench.forwards import guest_address
 from bench.scene import Scene
 from bench.wiped import PATIENCE_S, Wiped
+from tests.lab.command import LabError
 from tests.lab.daemon import Daemon
 from tests.lab.domain import Link
 from tests.lab.host import SOURCE
@@ -40,6 +42,9 @@ done
 """
 # A rule of another program's, so that a gate is needed in iptables-legacy too.
 _LEGACY_RULE: Final = ("iptables-legacy", "-w", "-A", "FORWARD", "-s", "203.0.113.250", "-j", "DROP")
+_SUBNET6: Final = "2001:db8:76::/64"
+_GUEST6: Final = "2001:db8:76::10"
+_ENTRY6: Final = f'\n[[forward]]\ndomain = "forwarded6"\naddress = "{_GUEST6}"\nports = ["9006:80"]\n'
 _HOLD: Final = "exec 9>>/run/xtables.lock && flock 9 && echo ready && exec sleep 9999"
 
 Begin: TypeAlias = Callable[[Wiped], AbstractContextManager[None]]
@@ -55,7 +60,8 @@ class Disturbance:
     """`prepare` is done before `start` starts the daemon.
 
     With `ours_only`, the wipe takes our table alone, since one of everything would take what disturbs. `nftables_only`
-    means nothing where our rules are in iptables-legacy, or keeps others from changing them.
+    means nothing where our rules are in iptables-legacy, or keeps others from changing them. What the guest at `listed`
+    answers is listed by the daemon meanwhile.
     """
 
     label: str
@@ -64,6 +70,7 @@ class Disturbance:
     start: Callable[[Scene, str], Daemon] = Scene.daemon
     ours_only: bool = False
     nftables_only: bool = False
+    listed: str = ""
 
 
 @contextmanager
@@ -84,15 +91,43 @@ def other_entry_removed(wiped: Wiped) -> AbstractContextManager[None]:
 
 @contextmanager
 def _entry_removed(wiped: Wiped, number: int) -> Iterator[None]:
-    track_many(wiped.scene, CONNECTIONS)
-    before = len(wiped.daemon.log_lines())
-    wiped.daemon.reload_with(without_entry(wiped.config, number), PATIENCE_S)
-    wiped.daemon.wait_log("^removed |flapping ", PATIENCE_S, start=before)
-    try:
+    with tracked(wiped.scene, CONNECTIONS):
+        before = len(wiped.daemon.log_lines())
+        wiped.daemon.reload_with(without_entry(wiped.config, number), PATIENCE_S)
+        wiped.daemon.wait_log("^removed |flapping ", PATIENCE_S, start=before)
         yield
-    finally:
-        forget_all(wiped.scene)
+    wiped.daemon.reload_with(wiped.config, PATIENCE_S)
+
+
+@contextmanager
+def other_entry_removed6(wiped: Wiped) -> Iterator[None]:
+    """Track as many of IPv6, and take away a forward of another guest: the kernel cannot pick from these by guest."""
+    before = len(wiped.daemon.log_lines())
+    wiped.daemon.reload_with(wiped.config + _ENTRY6, PATIENCE_S)
+    wiped.daemon.wait_log("^added forwarded6|flapping ", PATIENCE_S, start=before)
+    with tracked(wiped.scene, CONNECTIONS, six=True):
+        before = len(wiped.daemon.log_lines())
         wiped.daemon.reload_with(wiped.config, PATIENCE_S)
+        wiped.daemon.wait_log("^removed |flapping ", PATIENCE_S, start=before)
+        yield
+
+
+def define_guest6(scene: Scene) -> None:
+    """Start a guest with an address of IPv6, on a network of its own."""
+    scene.host.libvirt.define_network("six", None, _SUBNET6)
+    LxcGuest(scene.host, "forwarded6", Link("six", (f"{_GUEST6}/64",))).start()
+
+
+@contextmanager
+def counted(wiped: Wiped) -> Iterator[None]:
+    """Have a client ask for the status when there are many connections, which the daemon then counts."""
+    with tracked(wiped.scene, CONNECTIONS):
+        asking = wiped.scene.host.popen(wiped.scene.host.python, "-m", "bench.asking")
+        asking.wait_line("^asking$")
+        yield
+        if not asking.running:
+            raise LabError("they were counted before the wipe was healed")
+        asking.wait(PATIENCE_S)
 
 
 def start_with_stuck_journal(scene: Scene, config: str) -> Daemon:
@@ -151,14 +186,27 @@ UNDISTURBED: Final = Disturbance("undisturbed", undisturbed)
 OURS_ALONE: Final = Disturbance(
     "undisturbed, our table alone is deleted", undisturbed, ours_only=True, nftables_only=True
 )
-TRACKED: Final = Disturbance(f"{CONNECTIONS:,} tracked connections, one other forward removed", other_entry_removed)
-CARRYING: Final = Disturbance(
-    f"{CONNECTIONS:,} connections, the forward that carries them removed", carrying_entry_removed
+TRACKED: Final = Disturbance(
+    f"{CONNECTIONS:,} tracked connections, one other forward removed", other_entry_removed, listed=guest_address(1)
 )
+TRACKED6: Final = Disturbance(
+    f"{CONNECTIONS:,} tracked connections of IPv6, one other forward removed",
+    other_entry_removed6,
+    define_guest6,
+    listed=_GUEST6,
+)
+CARRYING: Final = Disturbance(
+    f"{CONNECTIONS:,} connections, the forward that carries them removed",
+    carrying_entry_removed,
+    listed=guest_address(0),
+)
+COUNTED: Final = Disturbance(f"{CONNECTIONS:,} connections counted for the first `status`", counted)
 DISTURBANCES: Final = (
     UNDISTURBED,
     TRACKED,
+    TRACKED6,
     CARRYING,
+    COUNTED,
     Disturbance("a journal that reads nothing", undisturbed, start=start_with_stuck_journal),
     Disturbance("iptables' lock held", lock_held, lambda scene: scene.host.run(*_LEGACY_RULE), nftables_only=True),
     Disturbance("a guest's flood", flooded, define_flooder),

@@ -6,7 +6,7 @@ from typing import Final
 from bench.disturbances import DISTURBANCES, Disturbance
 from bench.figure import Figure, Series, Unit, Want
 from bench.setting import Setting
-from bench.wiped import BUSY, EVERYTHING, OURS, Wiped, wipe_text
+from bench.wiped import BUSY, EVERYTHING, OURS, Wiped, because, wipe_text
 
 _FORWARDS: Final = 1000
 _RUNS, _QUICK_RUNS = 3, 2
@@ -18,9 +18,10 @@ connection that was answered to the first that is answered again. {{alone}}Memor
 helpers have resident just after."""
 _OURS = f", or where that would take the disturbance too, `{wipe_text(OURS)}`,"
 _ALONE = """\
-`nft -f` alone puts our table back after the same wipe while the
-daemon is stopped: when nothing else in the network namespace tracks connections any more, the kernel walks through all
-it tracks before it takes the first rule that does. """
+`nft -f` alone puts our table back after the same wipe, some times,
+while the daemon is stopped; where forwards to a guest go, connections of that guest are listed meanwhile, as the daemon
+does. When nothing else in the network namespace tracks connections any more, the kernel walks through all it tracks
+before it takes the first rule that does, and for each listing it walks through them too. """
 
 
 def measure(setting: Setting) -> Figure:
@@ -28,7 +29,7 @@ def measure(setting: Setting) -> Figure:
     chosen = [each for each in DISTURBANCES if not (setting.legacy and each.nftables_only)]
     with ExitStack() as at_end:
         hosts = [_Disturbed(at_end, setting, each) for each in chosen]
-        # The first turn warms up, and has `nft` put rules back once: with very many connections, each turn takes long.
+        # The first turn warms up, and has `nft` put rules back: with very many connections, each turn takes long.
         for turn in range(1 + setting.at_most(_QUICK_RUNS if setting.quick else _RUNS)):
             for host in hosts:
                 host.take_turn(counted=turn > 0)
@@ -61,7 +62,7 @@ class _Disturbed:
         """Wipe once with the daemon; where it does not count, and `nft` can put everything back, with that alone."""
         begin = self._disturbance.begin
         if not counted and not self._legacy:
-            self._alone.append(self._wiped.by_hand_once(self._wipe, begin(self._wiped)))
+            self._alone = self._wiped.by_hand(self._wipe, begin(self._wiped), self._disturbance.listed)
         healed = self._wiped.heal_once(self._wipe, begin(self._wiped))
         if counted:
             self._healed.append(healed)
@@ -80,9 +81,6 @@ class _Disturbed:
     def want(self) -> Want:
         """Say what is wanted of it."""
         limit = _LIMIT_MS[self._legacy]
-        milliseconds = [1000 * seconds for seconds in self._healed]
-        # Where the kernel itself is busy, nothing could be faster than this.
-        alone = 1000 * max(self._alone, default=0.0)
-        because = f"The kernel itself is busy: `nft -f` alone takes up to {alone:.0f} ms." if alone else ""
+        healed, alone = ([1000 * seconds for seconds in samples] for samples in (self._healed, self._alone))
         text = f"{self._disturbance.label}: at most {limit:g} ms{'' if self._legacy else BUSY}"
-        return Want(text, milliseconds, limit, " ms", because=because)
+        return Want(text, healed, limit, " ms", because=because(healed, alone))

@@ -66,7 +66,7 @@ class _Filled:
         """Measure all once."""
         ways: dict[str, Callable[[], float]] = {_WRITTEN: self._write, _LOADED: self._load, _HEALED: self._heal}
         if not self._legacy:
-            ways[_BACK] = partial(self._wiped.by_hand_once, EVERYTHING[False])
+            ways[_BACK] = lambda: self._wiped.by_hand(EVERYTHING[False], times=1)[0]
         for label, once in ways.items():
             sample = once()
             if counted:

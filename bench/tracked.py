@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from bench.connections import forget_all, track_many, without_entry
+from bench.connections import tracked, without_entry
 from bench.disturbances import CONNECTIONS
 from bench.figure import Figure, Series, Unit, Want
 from bench.processes import fine_cpu_seconds, peak
 from bench.setting import Setting, inside, take_turns
-from bench.wiped import BUSY, EVERYTHING, PATIENCE_S, Wiped, wipe_text
+from bench.wiped import BUSY, EVERYTHING, PATIENCE_S, Wiped, because, wipe_text
 
 _FORWARDS: Final = 1000
 _RUNS: Final = {1000: 3, 100_000: 2, CONNECTIONS: 2}
@@ -19,12 +19,12 @@ _LIMIT_MS: Final = 100.0
 _NOTES = f"""\
 A host with {_FORWARDS:,} forwards tracks N connections through one of them; that one goes, so that all of them are to
 be ended, and `{{wipe}}` follows at once. The time is what a client of another forward sees, from its last connection
-that was answered to the first that is answered again. In turn, on the same host with as many connections, the daemon is
-stopped and `nft -f` puts our table back after the same wipe: when nothing else in the network namespace tracks
-connections any more, the kernel walks through all of them before it takes the first rule that does. Just before that
-forward goes, a client of the control socket asks for the status, which counts them all: the first since there are so
-many, once figures of before are too old to be shown. Memory is what the daemon itself, without its helpers, has
-resident at most meanwhile, and just before that."""
+that was answered to the first that is answered again. Before that, on the same host with as many connections, the
+daemon is stopped and `nft -f` puts our table back after the same wipe, some times: when nothing else in the network
+namespace tracks connections any more, the kernel walks through all of them before it takes the first rule that does.
+Just before that forward goes, a client of the control socket asks for the status, which counts them all: the first
+since there are so many, once figures of before are too old to be shown. Memory is what the daemon itself, without its
+helpers, has resident at most meanwhile, and just before that."""
 
 
 def measure(setting: Setting) -> Figure:
@@ -34,12 +34,11 @@ def measure(setting: Setting) -> Figure:
     asked = _Asked(runs)
     with ExitStack() as at_end:
         wiped = Wiped(at_end.enter_context(setting.scene()), _FORWARDS)
-        # Once is enough to compare with: to track so many takes longer than all else.
-        alone = {count: [wiped.by_hand_once(wipe, _tracked(wiped, count))] for count in runs}
+        alone = {count: wiped.by_hand(wipe, tracked(wiped.scene, count)) for count in runs}
         gaps = take_turns(runs, lambda count: wiped.heal_once(wipe, _ending(wiped, count, asked)))
     healed, by_hand = (
         Series("wiped to healed", Unit.SECONDS, gaps, worst=True),
-        Series("`nft -f` alone", Unit.SECONDS, alone),
+        Series("`nft -f` alone", Unit.SECONDS, alone, worst=True),
     )
     notes = _NOTES.format(wipe=wipe_text(wipe))
     title = "Wiped to healed while N connections end"
@@ -62,7 +61,7 @@ class _Asked:
             before = most()
             while found != count:
                 began = fine_cpu_seconds(pid)
-                seconds, number = inside(wiped.scene.host, "asking").split()
+                _, seconds, number = inside(wiped.scene.host, "asking").split()
                 cpu, found = fine_cpu_seconds(pid) - began, int(number)
                 time.sleep(0.5)
         self._seconds[count].append(float(seconds))
@@ -81,18 +80,9 @@ class _Asked:
 
 
 @contextmanager
-def _tracked(wiped: Wiped, count: int) -> Iterator[None]:
-    track_many(wiped.scene, count)
-    try:
-        yield
-    finally:
-        forget_all(wiped.scene)
-
-
-@contextmanager
 def _ending(wiped: Wiped, count: int, asked: _Asked) -> Iterator[None]:
     """Have the daemon end so many connections from now on; before that, it is asked for its status."""
-    with _tracked(wiped, count):
+    with tracked(wiped.scene, count):
         asked.ask(wiped, count)
         before = len(wiped.daemon.log_lines())
         wiped.daemon.reload_with(without_entry(wiped.config, 0), PATIENCE_S)
@@ -109,7 +99,7 @@ def _wants(gaps: Series, alone: Series) -> tuple[Want, ...]:
             [1000 * seconds for seconds in samples],
             _LIMIT_MS,
             " ms",
-            because=f"The kernel itself is busy: `nft -f` alone takes {1000 * alone.median(count):.0f} ms.",
+            because=because([1000 * seconds for seconds in samples], [1000 * each for each in alone.samples[count]]),
         )
         for count, samples in gaps.samples.items()
     )

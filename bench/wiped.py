@@ -1,11 +1,11 @@
 """One host whose rules are wiped: how long a client has no answer, and how long `nft` alone takes to put rules back."""
 
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
+from bench.figure import Spread
 from bench.forwards import PUBLIC, config, last_port
 from bench.processes import Memory, memory, wait_quiet
 from bench.scene import Scene
@@ -15,6 +15,8 @@ from tests.lab.release import LibvirtFirewall
 # What is wanted holds where commits of others are not slow, too.
 BUSY: Final = " wherever the kernel itself is not busy"
 PATIENCE_S: Final = 120.0
+# How often `nft` alone puts our table back.
+_BY_HAND: Final = 5
 # Every rule, or ours alone.
 EVERYTHING: Final = {True: ("iptables-legacy", "-w", "-t", "nat", "-F"), False: ("nft", "flush", "ruleset")}
 OURS: Final = ("nft", "delete", "table", "ip", "kvm_portfwd")
@@ -37,6 +39,17 @@ def wipe_text(wipe: tuple[str, ...]) -> str:
     return " ".join(word for word in wipe if word != "-w")
 
 
+def because(healed: Sequence[float], alone: Sequence[float]) -> str:
+    """Say how much of the milliseconds until something was healed is the kernel's own; empty where that is unknown."""
+    if not alone:
+        return ""
+    kernel = Spread.of(alone).median
+    rest = Spread.of(healed).median - kernel
+    told = f"Of that, {kernel:.0f} ms are the kernel's own: so long takes `nft -f` alone beside the same"
+    told += f" ({min(alone):.0f} to {max(alone):.0f})."
+    return f"{told} The other {rest:.0f} ms are not." if rest > 0 else told
+
+
 class Wiped:
     """The host of a scene and its daemon; `start` starts that on a configuration."""
 
@@ -57,14 +70,21 @@ class Wiped:
                 self.scene.host.run(*wipe)
                 return knocking.outage(before, PATIENCE_S)
 
-    def by_hand_once(self, wipe: tuple[str, ...], meanwhile: AbstractContextManager[None] | None = None) -> float:
-        """Wipe, and give the seconds that `nft` takes to put our table back while the daemon is stopped."""
-        ours = self.scene.host.run(*_LIST_OURS).stdout
+    def by_hand(
+        self,
+        wipe: tuple[str, ...],
+        meanwhile: AbstractContextManager[None] | None = None,
+        listed: str = "",
+        times: int = _BY_HAND,
+    ) -> list[float]:
+        """Give the seconds that `nft` takes to put our table back after a wipe while the daemon is stopped, each time.
+
+        What this guest answers is `listed` at the same time, as by a daemon whose forwards to it went.
+        """
+        host, ours = self.scene.host, self.scene.host.run(*_LIST_OURS).stdout
+        argv = (host.python, "-m", "bench.putting_back", str(times), listed, *wipe)
         with self._wiping(wipe), meanwhile or nullcontext(), self._stopped():
-            self.scene.host.run(*wipe)
-            begun = time.monotonic()
-            self.scene.host.run("nft", "-f", "-", stdin=ours)
-            return time.monotonic() - begun
+            return [*map(float, host.run(*argv, stdin=ours, timeout=PATIENCE_S).stdout.split())]
 
     def memory(self) -> Memory:
         """What the daemon takes now, with all below it."""

@@ -22,14 +22,16 @@ from fwdaemon.kernel.conntrack_listing import Entry
 from fwdaemon.kernel.memory import Beside
 from fwdaemon.kernel.process import new_budgets
 from fwdaemon.netfilter import Rules
-from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, turned
+from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, renamings, turned
 from fwdaemon.triggers import Budgets, Origin
 
 
 class Conntrack(Interface):
     """The kernel's connections, and their ends; see `fwdaemon.kernel.conntrack`, which explains each function."""
 
-    def outdated(self, judge: Judge, label: int, guests: Collection[Address] | None = None) -> Iterator[list[Entry]]:
+    def outdated(
+        self, judge: Judge, label: int, guests: Collection[Address] | None = None, clients: Collection[Address] = ()
+    ) -> Iterator[list[Entry]]:
         """Give the connections of ours that nothing carries, in batches."""
         ...
 
@@ -182,11 +184,16 @@ class Sweep:
 
     @property
     def guests(self) -> frozenset[Address] | None:
-        """Whose connections are to be looked at; `None` stands for all."""
+        """Say who answers the connections that are to be looked at; `None` stands for all."""
         if self.removed is None or self.fewer_uplinks:
             return None
         guests = frozenset(exposure.guest for exposure in self.removed)
-        return self.barred.union(guest for guest in guests if guest is not None) if None not in guests else None
+        return frozenset(guest for guest in guests if guest is not None) if None not in guests else None
+
+    @property
+    def clients(self) -> frozenset[Address]:
+        """Say who began others that are to be looked at: who is denied now, and 1:1 guests."""
+        return self.barred.union(guest for guest, _ in renamings(self.removed or ()))
 
     def outdated(self) -> Judge:
         """Give what decides which connections to end."""
@@ -299,7 +306,8 @@ class Sweeper:
         ended = self._connections.end_strayed(sweep.arrived)
         self._end_strangers(sweep)
         if sweep.removed is None or sweep.removed or sweep.fewer_uplinks or sweep.barred:
-            for batch in self._connections.outdated(sweep.outdated(), sweep.label, sweep.guests):
+            found = self._connections.outdated(sweep.outdated(), sweep.label, sweep.guests, sweep.clients)
+            for batch in found:
                 ended += self._end(self._not_carried_since(batch, sweep), sweep.moved)
         for label in sorted(sweep.old_labels):
             for batch in self._connections.outdated(Judge((), sweep.local), label):

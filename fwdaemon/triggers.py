@@ -22,15 +22,15 @@ from typing import Final, NamedTuple, Self, TypeVar
 
 from fwdaemon.core.report import Actor, Reason, ReasonKind
 
-# How much of a core everything together may take that guests cause, in this program and in those that it runs.
-SHARE: Final = 0.05
+# How much of a core everything may take that guests cause; a twentieth with libvirt's events, which they cause too.
+SHARE: Final = 0.03
 # What a quiet time saves up, in seconds of processor time: a host's guests may all start at once.
 STOCK_S: Final = 0.5
 # The same for what users of libvirt do. A single start is answered at once, many of them together.
 SHARE_OF_USERS: Final = 0.15
 STOCK_OF_USERS_S: Final = 2.0
 # The same for receiving libvirt's events, before anything follows from them: more than ten thousand at once.
-SHARE_OF_EVENTS: Final = 0.05
+SHARE_OF_EVENTS: Final = 0.02
 STOCK_OF_EVENTS_S: Final = 0.5
 # Listening waits so much longer than a pass does. So a pass always gets its turn, and waking up for each packet does
 # not cost more than reading many of them.

@@ -41,7 +41,7 @@ from fwdaemon.kernel.conntrack_listing import (
     read_open_flow,
     sent_to,
     size_of,
-    source_requests,
+    source_request,
 )
 from fwdaemon.kernel.netlink import NETFILTER, SOL_NETLINK, Message, NetlinkSocket
 from fwdaemon.kernel.packets import Field, attach
@@ -84,19 +84,24 @@ class _Lane:
 
 
 def outdated(
-    judge: Judge, label: int, guests: Collection[Address] | None = None, few: int = _FEW
+    judge: Judge,
+    label: int,
+    guests: Collection[Address] | None = None,
+    clients: Collection[Address] = (),
+    few: int = _FEW,
 ) -> Iterator[list[Entry]]:
     """Find the connections that are ours and outdated, some at a time.
 
-    With `guests`, only those of these addresses are looked at, unless no more than `few` are open on this host. What
-    an outdated connection expected, as one of FTP expects others, is outdated too.
+    With `guests`, only those are looked at that these answer, or `clients` began, unless no more than `few` are open on
+    this host. What an outdated connection expected, as one of FTP expects others, is outdated too.
 
     Raises:
         KernelError: the kernel does not list its connections.
 
     """
     masters, expected, batch = set[bytes](), list[Entry](), list[Entry]()
-    for message in _concerned(label, _requests(guests, few), judge.renamed):
+    wanted = _ours(label, judge.renamed)
+    for message in _listed(_requests(guests, clients, masters, few), [*wanted, EXPECTED] if wanted else ()):
         if may_be_expected(message) and (entry := read_entry(message)) is not None and entry.master:
             expected.append(entry)
         elif (entry := _outdated(message, judge, label)) is not None:
@@ -211,7 +216,7 @@ def end_resumed(taken_over: Collection[Address]) -> int:
         KernelError: the kernel does not list its connections.
 
     """
-    requests = _requests(taken_over) if taken_over else []
+    requests = _requests(taken_over, taken_over, (), _FEW) if taken_over else []
     return len(_end_listed(requests, lambda flow: is_resumed(flow, taken_over)))
 
 
@@ -250,12 +255,11 @@ def _told(lane: "_Lane") -> OpenFlow:
     return OpenFlow(flow_of(lane.first), lane.size, lane.number)
 
 
-def _concerned(label: int, requests: Iterable[bytes], renamed: Collection[Renaming]) -> Iterator[Message]:
-    """List what is ours, or was expected by another connection, and some besides."""
-    ours = _ours(label, renamed)
+def _listed(requests: Iterable[bytes], holding: Sequence[re.Pattern[bytes]]) -> Iterator[Message]:
+    """List what is asked for; with patterns, what holds one of them."""
     for request in requests:
         with _asking() as asking:
-            yield from asking.stream(GET, request, [*ours, EXPECTED] if ours else ())
+            yield from asking.stream(GET, request, holding)
 
 
 def _ours(label: int, renamed: Collection[Renaming]) -> list[re.Pattern[bytes]]:
@@ -272,12 +276,25 @@ def _is_ours(message: Message, label: int, renamed: Collection[Renaming]) -> boo
     return flow is not None and (flow.source, flow.client) in renamed
 
 
-def _requests(guests: Collection[Address] | None, few: int = _FEW) -> list[bytes]:
-    if guests is None or len(guests) > _GUESTS_AT_MOST or _are_at_most(few):
-        return [listing_request()]
-    old = [guest for guest in guests if isinstance(guest, IPv4Address)]
-    rest = [listing_request(socket.AF_INET6)] if len(old) < len(guests) else []
-    return [*chain.from_iterable(map(source_requests, old)), *rest]
+def _requests(
+    guests: Collection[Address] | None, clients: Collection[Address], masters: Collection[bytes], few: int
+) -> Iterator[bytes]:
+    """Ask for what guests answer and clients began, and for the rest of theirs once one that was found expects others.
+
+    For each listing the kernel walks through its whole table, and lets nothing else have that processor meanwhile.
+    """
+    concerned = {*(guests or ()), *clients}
+    if guests is None or len(concerned) > _GUESTS_AT_MOST or _are_at_most(few):
+        yield listing_request()
+        return
+    old = sorted(address for address in concerned if isinstance(address, IPv4Address))
+    yield from (source_request(address) for address in old if address in guests)
+    yield from (source_request(address, begun=True) for address in old if address in clients)
+    if len(old) < len(concerned):
+        yield listing_request(socket.AF_INET6)
+    if any(masters):
+        yield from (source_request(address) for address in old if address not in guests)
+        yield from (source_request(address, begun=True) for address in old if address not in clients)
 
 
 def _are_at_most(few: int) -> bool:

@@ -8,7 +8,7 @@ still. Sources: linux/netlink.h, linux/netfilter/nfnetlink.h and nfnetlink_connt
 import re
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -222,14 +222,14 @@ def listing_request(family: int = _EVERY_FAMILY) -> bytes:
     return _request(family)
 
 
-def source_requests(address: IPv4Address) -> Iterator[bytes]:
-    """Write the requests for what is answered by an address, and for what it began; see `protocol_request`.
+def source_request(address: IPv4Address, *, begun: bool = False) -> bytes:
+    """Write the request for what is answered by an address, or `begun` by it; see `protocol_request`.
 
-    There is none like these for IPv6: of that, Linux 6.18 still lists what has any other address.
+    There is none like it for IPv6: of that, Linux 6.18 still lists what has any other address.
     """
-    for way, flags in ((_REPLY, _FILTER_REPLY), (_ORIGINAL, _FILTER_ORIGINAL)):
-        picked = _nested(way, _nested(_IP, attribute(_SOURCES[0], address.packed)))
-        yield _request(_IPV4, picked, _nested(_FILTER, attribute(flags, _BY_SOURCE)))
+    way, flags = (_ORIGINAL, _FILTER_ORIGINAL) if begun else (_REPLY, _FILTER_REPLY)
+    picked = _nested(way, _nested(_IP, attribute(_SOURCES[0], address.packed)))
+    return _request(_IPV4, picked, _nested(_FILTER, attribute(flags, _BY_SOURCE)))
 
 
 @lru_cache(maxsize=2)

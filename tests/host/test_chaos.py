@@ -80,9 +80,19 @@ unban all
 set-file broken
 set-file empty
 take connections
+take journal
+take run
+take elements
 configuration steady steady6 steady-nat steady-rate steady-open steady-automatic a-learned b-configured c-nat
+give-back run
 stop b
 give-back connections
+give-back journal
+give-back elements
+take threads
+start b
+give-back threads
+stop b
 take lock
 start b
 give-back lock
@@ -105,7 +115,12 @@ _ROUNDS, _SEED = 3, 7
     ("flavour", "actions", "shortages"),
     [
         pytest.param(DEBIAN13_NFTABLES, _EVERYTHING, SHORTAGES, id="nftables"),
-        pytest.param(DEBIAN12_LEGACY, _OF_RULES, ("connections", "lock", "nft"), id="legacy"),
+        pytest.param(
+            DEBIAN12_LEGACY,
+            _OF_RULES,
+            ("connections", "journal", "run", "elements", "threads", "lock", "nft"),
+            id="legacy",
+        ),
     ],
 )
 def test_whatever_goes_wrong_is_right_again_and_nothing_else_notices(

@@ -8,7 +8,7 @@ import pytest
 
 from fwdaemon.audit.journal import MESSAGE_IDS
 from tests.conftest import MakeLxcGuest, MakeNetwork
-from tests.host.conftest import HEAD, Scene, each_libvirt, entry, filled
+from tests.host.conftest import HEAD, Scene, each_backend, each_libvirt, entry, filled
 from tests.lab.daemon import CONFIG, Daemon
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, PUBLIC4, SOURCE, Host
@@ -124,7 +124,7 @@ def is_fed(daemon: Daemon) -> None:
     daemon.wait_told("^WATCHDOG=1$", start=len(daemon.told()))
 
 
-@pytest.mark.in_turn
+@each_backend
 def test_a_journal_that_takes_nothing_holds_up_nothing(scene: Scene, journald: Process) -> None:
     host, url = scene.host, f"http://{PUBLIC4}:8000/"
     before = len(actions(host))
@@ -157,7 +157,7 @@ def test_a_journal_that_takes_nothing_holds_up_nothing(scene: Scene, journald: P
     assert told.index("restored") > told.index("refused")
 
 
-@pytest.mark.in_turn
+@each_backend
 def test_a_journal_that_takes_nothing_holds_up_no_restart(scene: Scene, journald: Process) -> None:
     """Nothing waits for it: not the daemon that is killed, nor the next one's start, repair, watchdog and end."""
     host, url = scene.host, f"http://{PUBLIC4}:8000/"

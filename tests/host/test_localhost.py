@@ -99,9 +99,7 @@ def _echoed(client: socket.socket, said: bytes) -> bytes:
     return heard
 
 
-@pytest.mark.parametrize(
-    "state", ["running", *(pytest.param(state, marks=pytest.mark.in_turn) for state in ("wiped", "stopped"))]
-)
+@pytest.mark.parametrize("state", ["running", "wiped", "stopped"])
 def test_nobody_else_gets_to_127_0_0_0(shared_scene: Scene, state: str) -> None:
     scene, host = shared_scene, shared_scene.host
     secret = host.place.serve("secret", "tcp", 7777)

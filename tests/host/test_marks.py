@@ -192,7 +192,6 @@ def _nothing(scene: Scene) -> None:
     del scene
 
 
-@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("head", "after"),
     [
@@ -214,7 +213,6 @@ def test_taking_everything_away_ends_connections(
     assert shared_scene.host.own_rules() == ""
 
 
-@pytest.mark.in_turn
 def test_binding_a_forward_to_an_interface_ends_what_may_have_come_by_another(shared_scene: Scene) -> None:
     daemon = shared_scene.daemon(WEB + FAR)
     conversation, other = shared_scene.converse(9000), shared_scene.converse(9001)

@@ -3,6 +3,9 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from tests.host.test_public_address import HELD, MAIL4
 from tests.lab.host import CLIENT4, Host
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
+from tests.lab.release import LibvirtFirewall
 
 pytestmark = each_backend
 
@@ -37,7 +41,7 @@ def links(host: Host) -> Iterator[None]:
         host.run("ip", "link", "set", name, "up")
     yield
     for name in ("cali0123", "overlay"):
-        host.run("ip", "link", "del", name)
+        host.run("ip", "link", "del", name, check=False)
 
 
 @pytest.mark.in_turn
@@ -108,16 +112,61 @@ def test_explain_tells_of_an_overlay_network_that_is_no_uplink_and_what_makes_it
     assert not [step for step in explain()["steps"] if step["step"] == "ways out"]
 
 
-@pytest.mark.in_turn
-@pytest.mark.usefixtures("links")
-def test_a_pod_is_no_way_out_and_an_overlay_network_is_one(shared_scene: Scene) -> None:
+@pytest.fixture
+def pod(host: Host, links: None) -> Iterator[str]:
+    """Have a server in that pod, which is wired as by Calico; gives its address."""
+    del links
+    address, gateway = "10.244.0.5", "10.244.0.1"
+    host.run("ip", "address", "add", gateway, "dev", "cali0123")
+    host.run("ip", "route", "add", address, "dev", "cali0123")
+    host.run("sh", "-c", _IN_POD, "sh", address, gateway)
+    inside = replace(host.place, namespace=Path(f"/proc/{host.init}/root/run/netns/pod"))
+    server = inside.serve("pod", "tcp", 99)
+    yield address
+    server.stop()
+    host.run("ip", "link", "del", "cali0123")
+    host.run("ip", "netns", "del", "pod")
+
+
+_IN_POD = """
+set -e
+ip netns add pod
+ip link set inside netns pod
+ip -n pod link set lo up
+ip -n pod link set inside up
+ip -n pod address add "$1" dev inside
+ip -n pod route add default via "$2" dev inside onlink
+"""
+_POLICY = "table inet refusing { chain forward { type filter hook forward priority filter; %s; }; }"
+
+
+@contextmanager
+def policy(host: Host) -> Iterator[None]:
+    """Refuse what guests open to pods, as an administrator does."""
+    if host.flavour.firewall is LibvirtFirewall.LEGACY:
+        rule = ["FORWARD", "-o", "cali0123", "-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset"]
+        host.run("iptables-legacy", "-w", "-I", *rule)
+        yield
+        host.run("iptables-legacy", "-w", "-D", *rule)
+    else:
+        host.run("nft", "-f", "-", stdin=_POLICY % 'oifname "cali0123" reject with tcp reset')
+        yield
+        host.run("nft", "delete", "table", "inet", "refusing")
+
+
+def test_a_pod_is_no_way_out_and_an_overlay_network_is_one(shared_scene: Scene, pod: str) -> None:
     scene, host = shared_scene, shared_scene.host
-    host.run("ip", "route", "add", "10.244.0.5", "dev", "cali0123")
     daemon = scene.daemon(HELD)
     awaits(host, "eth0")
     assert "eth0" in host.portfwd("status").stdout
+    scene.answers(lambda: scene.web.place.tcp(pod, 99), "pod 10.244.0.1")
     host.run("ip", "route", "add", "10.0.0.0/8", "dev", "overlay")
     host.run("ip", "route", "add", "10.147.0.0/16", "via", "10.0.0.9", "dev", "overlay")
     awaits(host, "eth0", "overlay")
+    with policy(host):
+        assert scene.web.place.tcp(pod, 99).outcome == "refused"
     daemon.reload_with(HEAD + 'uplinks = ["cali0123"]\n' + filled(HELD))
     awaits(host, "cali0123")
+    scene.answers(lambda: scene.web.place.tcp(pod, 99), f"pod {MAIL4}")
+    with policy(host):
+        assert scene.web.place.tcp(pod, 99).outcome == "refused"

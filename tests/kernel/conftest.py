@@ -1,7 +1,8 @@
 """Network namespaces, so that the real kernel can be used without a trace: one for each test, or a wired host."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -165,13 +166,14 @@ def machines(wires: Topology, *, legacy: bool) -> Topology:
 
 @pytest.fixture
 def opened(machines: Topology, rules: Backend, *, legacy: bool) -> Open:
-    """Open something, and nothing else: `opened(nat(…), route(…))`."""
+    """Open something, and nothing else: `opened(nat(…), route(…))`; by more `uplinks` than the link to the outside."""
     del machines
     gates = () if legacy else (GATE,)
     unheld = frozenset(ip_address(plan.elsewhere) for plan in (V4, V6))
     nothing = Desired(guest_subnets=GUESTS, homes=HOMES, uplinks=frozenset({"eth0"}), gates=gates, unheld=unheld)
 
-    def open_(*exposures: Exposure) -> None:
-        assert not rules.apply(nothing.having(exposures), full=True).faults
+    def open_(*exposures: Exposure, uplinks: Collection[str] = ()) -> None:
+        state = replace(nothing, uplinks=nothing.uplinks.union(uplinks)).having(exposures)
+        assert not rules.apply(state, full=True).faults
 
     return open_

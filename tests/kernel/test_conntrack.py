@@ -52,10 +52,11 @@ def swept(
     live: Collection[Exposure],
     guests: Collection[Address] | None = None,
     removed: Collection[Exposure] = (),
+    clients: Collection[Address] = (),
     few: int = 0,
 ) -> list[tuple[int, Address]]:
     """End what is outdated; give the ports and guests."""
-    found = [entry for batch in outdated(Judge(live, (), removed), LABEL, guests, few) for entry in batch]
+    found = [entry for batch in outdated(Judge(live, (), removed), LABEL, guests, clients, few) for entry in batch]
     assert end(found) == len({entry.key for entry in found})
     return sorted({(entry.flow.destination_port, entry.flow.server) for entry in found})
 
@@ -106,8 +107,8 @@ def test_what_a_guest_opened_under_its_public_address_is_known_without_a_label(
     begin(version, "tcp", 4)
     assert [item.flow.destination_port for item in open_flows(LABEL, renamed={mapped.renaming})] == [1]
     guests = [mapped.target] if some else None
-    assert [*swept({mapped}, guests, removed=[mapped])] == []
-    assert [*swept((), guests, removed=[mapped])] == [(1, address(client))]
+    assert [*swept({mapped}, guests, [mapped], guests or ())] == []
+    assert [*swept((), guests, [mapped], guests or ())] == [(1, address(client))]
     assert tracked(runner, version, "tcp") == ["2", "3", "4"]
     many = [
         nat(f"192.0.2.{number}" if version == Family.IPV4 else f"2001:db8:7::{number}", guest) for number in range(30)
@@ -116,13 +117,14 @@ def test_what_a_guest_opened_under_its_public_address_is_known_without_a_label(
 
 
 def test_only_connections_of_some_guests_are_looked_at(runner: SystemRunner) -> None:
-    """What the guest answers, and what it began."""
+    """What the guest answers, and what it began where that is asked for: each takes a walk through all there are."""
     label_rule(runner)
     guest, other, client = GUESTS[4], OTHER, CLIENTS[4]
     for port, to in ((8080, guest), (9090, other)):
         begin(4, "tcp", port, label=LABEL, to=to)
     track([Connection("tcp", Tuple(guest, client, 1, 2), Tuple(client, HOSTS[4], 2, 1), LABEL)])
-    assert swept((), [address(guest)]) == [(2, address(client)), (8080, address(guest))]
+    assert swept((), [address(guest)]) == [(8080, address(guest))]
+    assert swept((), (), clients=[address(guest)]) == [(2, address(client))]
     assert tracked(runner, 4, "tcp") == ["9090"]
     many = [address(f"192.0.2.{number}") for number in range(20)]
     assert swept((), [*many, address(other)]) == [(9090, address(other))]
@@ -145,10 +147,12 @@ def test_what_a_connection_expected_lives_as_long_as_that_one(runner: SystemRunn
         replace(connection(4, "tcp", port, None, GUESTS[4]), master=master.original)
         for port, master in ((30000, control), (30001, other), (30002, control))
     ]
-    track([control, other, *data])
+    # The server opens this one itself, as it does unless the client asks for passive mode.
+    back = Tuple(GUESTS[4], CLIENTS[4], 20, 30003), Tuple(CLIENTS[4], HOSTS[4], 30003, 20)
+    track([control, other, *data, Connection("tcp", *back, None, control.original)])
     live = forward("tcp *:22", f"{OTHER}:80")
     assert swept({live, forward("tcp *:21", f"{GUESTS[4]}:80")}) == []
-    assert [port for port, _ in swept({live})] == [21, 30000, 30002]
+    assert [port for port, _ in swept({live}, [address(GUESTS[4])])] == [21, 30000, 30002, 30003]
     assert tracked(runner, 4, "tcp") == ["22", "30001"]
 
 

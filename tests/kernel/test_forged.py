@@ -1,7 +1,11 @@
-"""Real packets with sources that cannot have come in where they did, and refusals of what guests open."""
+"""Real packets with sources that cannot have come in where they did, and refusals of what guests open.
+
+A pod is behind a link that is no uplink.
+"""
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from ipaddress import ip_network
 from typing import BinaryIO
 
@@ -10,9 +14,11 @@ import pytest
 from fwdaemon.core.exposures import Exposure
 from tests.kernel.conftest import Open
 from tests.kernel.scene import V4, V6, Plan, answers, count, holding, refuses
-from tests.kernel.topology import PORT, Node, Topology
+from tests.kernel.topology import PORT, Node, Topology, address_words, fresh_node
 from tests.lab.place import PATIENCE, wait_until
 from tests.unit.forwards import forward, nat, route
+
+_TO_POD = "cali0123"
 
 # Counts forged packets as they come to the host, before connection tracking; and what passes on to a guest, or away
 # from the host.
@@ -181,6 +187,63 @@ def test_a_refusal_of_what_a_routed_guest_opens_holds(
     assert answer.text == f"outside {plan.routed}"
     answers(machines.outside, plan.routed, f"routed {plan.outside}")
     refuses(machines.far, plan.outside)
+
+
+def test_a_routed_guest_reaches_a_pod_that_others_refuse_by_an_uplink_alone(
+    machines: Topology, opened: Open, plan: Plan, pod: Node
+) -> None:
+    opened(route(plan.subnet))
+    answers(machines.routed, plan.outside, f"outside {plan.routed}")
+    refuses(machines.routed, pod_address(plan))
+    opened(route(plan.subnet), uplinks=[_TO_POD])
+    answers(machines.routed, pod_address(plan), f"{pod.name} {plan.routed}")
+    refuses(machines.far, pod_address(plan))
+
+
+def test_a_one_to_one_guest_reaches_no_pod_that_others_refuse_and_has_its_public_address_by_an_uplink_alone(
+    machines: Topology, opened: Open, plan: Plan, pod: Node, *, legacy: bool
+) -> None:
+    opened(nat(plan.public, plan.mail))
+    refuses(machines.mail, pod_address(plan))
+    opened(nat(plan.public, plan.mail), uplinks=[_TO_POD])
+    refuses(machines.mail, pod_address(plan))
+    let_to_pod(machines, plan, legacy=legacy)
+    answers(machines.mail, pod_address(plan), f"{pod.name} {plan.public}")
+    opened(nat(plan.public, plan.mail))
+    answers(machines.mail, pod_address(plan), f"{pod.name} {plan.mail}")
+
+
+@pytest.fixture(scope="module")
+def pod(wires: Topology) -> Iterator[Node]:
+    """Give a pod, as Calico wires one: the host has a route to its address alone."""
+    host = wires.host
+    with ExitStack() as at_end:
+        pod = fresh_node(at_end, "pod")
+        host.ip(f"link add {_TO_POD} type veth peer name eth0 netns {pod.namespace}", f"link set {_TO_POD} up")
+        at_end.callback(host.ip, f"link del {_TO_POD}")
+        for plan in (V4, V6):
+            address, gateway = pod_address(plan), pod_address(plan)[:-1] + "1"
+            host.ip(address_words(str(ip_network(gateway)), _TO_POD), f"route add {address} dev {_TO_POD}")
+            pod.ip(address_words(str(ip_network(address)), "eth0"), "link set eth0 up")
+            pod.ip(f"route add default via {gateway} dev eth0 onlink")
+        wait_until(pod.is_linked, "the link of the pod carries frames")
+        for server in pod.serve(at_end):
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+        yield pod
+
+
+def pod_address(plan: Plan) -> str:
+    return "2001:db8:244::5" if ":" in plan.mail else "10.244.0.5"
+
+
+def let_to_pod(machines: Topology, plan: Plan, *, legacy: bool) -> None:
+    """Let guests open connections to the pod, as an administrator does who wants that."""
+    if legacy:
+        program = "ip6tables-legacy" if ":" in plan.mail else "iptables-legacy"
+        machines.host.run(program, *f"-I FORWARD -i virbr0 -o {_TO_POD} -j ACCEPT".split())
+    else:
+        machines.host.run("nft", f'insert rule inet theirs forward iifname "virbr0" oifname "{_TO_POD}" accept')
 
 
 @pytest.mark.parametrize("refusal", ["of its address", "of a port", "of a port behind the gate"])

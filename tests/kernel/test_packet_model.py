@@ -13,8 +13,9 @@ from tests.packets.taken_away import THEFTS
 from tests.packets.world import World, world
 from tests.unit.configurations import accepted, toml
 
-# More of them are played by scripts/robustness. In the fifth, forged sources meet a route that forwarding is on for.
-_ROUNDS, _PACKETS = (1, 2, 3, 5), 300
+# More of them are played by scripts/robustness. In the fifth, forged sources meet a route that forwarding is on for; in
+# the tenth, everything is taken away.
+_ROUNDS, _PACKETS = (1, 2, 3, 5, 10), 300
 # In one of these rounds a guard that is missing shows, whichever it is. Where it is known in which, that comes first.
 _ROUNDS_AT_MOST = 20
 _SHOWN_IN = {"impostors": 2, "late label": 4, "no label": 6}
@@ -28,6 +29,8 @@ _SIGNS = {
     "impostors": r"first: .*sender='(mail|peer|far|routed)'.*\n  promised None\n  came to .*where='outside'",
     "late label": r"first: .*port=25,.*\n  promised None\n  came to .*where='outside'",
     "no label": r"next after the change: .*port=25,.*\n  promised None\n  came to .*where='outside'",
+    "uplinks": r"first: .*sender='(mail|peer|far|routed)'.*\n  promised (None|Fate\(where='lan').*\n"
+    r"  came to .*where='lan'",
     "ended": r"answer after the change: .*\n  promised None\n  came to .*Fate\(",
 }
 

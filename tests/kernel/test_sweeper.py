@@ -23,7 +23,7 @@ from fwdaemon.kernel.conntrack_listing import Entry
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.reconcile import Reconciler, Request, Seams
-from fwdaemon.resolve.flows import Flow, Judge
+from fwdaemon.resolve.flows import Flow
 from tests.lab.command import run
 from tests.lab.connections import Connection, Tuple, label_rule, track
 from tests.lab.place import wait_until
@@ -85,10 +85,10 @@ def listing(monkeypatch: pytest.MonkeyPatch, at_end: ExitStack) -> tuple[Event, 
     asked, go = Event(), Event()
     outdated = conntrack.outdated
 
-    def held(judge: Judge, label: int, guests: Collection[Address] | None = None) -> Iterator[list[Entry]]:
+    def held(*concerned: Any) -> Iterator[list[Entry]]:
         asked.set()
         go.wait()
-        return outdated(judge, label, guests)
+        return outdated(*concerned)
 
     monkeypatch.setattr(conntrack, "outdated", held)
     at_end.callback(go.set)

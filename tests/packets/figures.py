@@ -10,7 +10,8 @@ INTRODUCTION = """\
 A configuration and packets are drawn by lot, round after round: by any interface, with sources and MAC addresses of
 others, and with marks that other programs set. What comes of each is compared with a plain model of what the
 documentation promises and, for the first packet of a connection, with what the evaluator of `explain` foretells. Then
-receivers answer, the configuration changes, both ends of every connection send again, and others begin.
+receivers answer, the configuration changes, both ends of every connection send again, and others begin. In every tenth
+round, all that is ours is taken away instead, as by `kvm-portfwd flush`.
 
 `explain` judges first packets only, so on packets of connections that go on, the promise and the two rule systems alone
 have to agree. Where what it foretells is uncertain, anything fits; how often that is so is given below.
@@ -18,9 +19,9 @@ have to agree. Where what it foretells is uncertain, anything fits; how often th
 A comparison that finds nothing may be blind. So afterwards each guard is taken out of our rules in the kernel, one at a
 time, and rounds are played until packets show that it is missing: `homes` and `links` keep out who comes from elsewhere
 with an address of a guest or of a link, `impostors` who leaves with that of a 1:1 guest, `strangers` what is forwarded
-only because we turned that on, `ended` what was ended. With the `late label`, what guests open is labelled before the
-host's filters have seen it, and with `no label` after they have, so that a gate lets it past a refusal. The tests do
-the same (`tests/kernel/test_packet_model.py`).
+only because we turned that on, `ended` what was ended, and `uplinks` guests from going out elsewhere. With the
+`late label`, what guests open is labelled before the host's filters have seen it, and with `no label` after they have,
+so that a gate lets it past a refusal. The tests do the same (`tests/kernel/test_packet_model.py`).
 """
 
 

@@ -6,6 +6,8 @@ from fwdaemon.config.model import Config, ForwardEntry
 from fwdaemon.core.types import Address, Subnet
 from tests.packets.plan import BRIDGES, HOLDER, LINK, LOCAL, UPLINK
 from tests.packets.promise import (
+    ACK,
+    SYN,
     Fate,
     Led,
     Packet,
@@ -24,7 +26,8 @@ from tests.packets.promise import (
 
 def answer_to(packet: Packet, met: Fate, client_port: int, number: int) -> Packet:
     """Give what a receiver answers, which saw the client at this port."""
-    return Packet(number, met.where, met.where, met.to, met.port, met.source, client_port, packet.protocol)
+    sent = number, met.where, met.where, met.to, met.port, met.source, client_port, packet.protocol
+    return Packet(*sent, flags=SYN | ACK)
 
 
 def answered(packet: Packet) -> Fate:
@@ -35,12 +38,14 @@ def answered(packet: Packet) -> Fate:
 def fate_of_answer(before: Place, after: Place, packet: Packet, answer: Packet) -> Fate | None:
     """Say what becomes of an answer after a change; what was ended is refused where it would begin anew.
 
-    But what an exposure took over may: it was nothing that we let in.
+    But what an exposure took over may: it was nothing that we let in. So may all once nothing of ours is left; the
+    client's next packet comes first then, and may have begun the same anew.
     """
-    if goes_on(before, after, packet):
+    if goes_on(before, after, packet) or (after.gone and fate(after, packet) == fate(before, packet)):
         return answered(packet)
     anew = fate(after, answer)
-    return anew if displaced(before, after, packet) or (anew and anew.where == "host") else None
+    may = after.gone or displaced(before, after, packet) or (anew is not None and anew.where == "host")
+    return anew if may else None
 
 
 def fate_of_more(before: Place, after: Place, packet: Packet, answer: Packet | None) -> Fate | None:
@@ -49,6 +54,8 @@ def fate_of_more(before: Place, after: Place, packet: Packet, answer: Packet | N
     What an administrator refuses since then holds for what guests opened, too.
     """
     if answer is None or fate_of_answer(before, after, packet, answer) != answered(packet):
+        return fate(after, packet)
+    if after.gone and not goes_on(before, after, packet):
         return fate(after, packet)
     met = fate(before, packet)
     ours = is_let_in(before.config, packet)
@@ -78,7 +85,7 @@ def _entered(config: Config, packet: Packet) -> list[Subnet]:
 
 def displaced(before: Place, after: Place, packet: Packet) -> bool:
     """Whether an exposure takes now what went elsewhere and has no end of its own; the first to send begins it anew."""
-    if taker(before.config, packet) is not None:
+    if packet.protocol != "udp" or taker(before.config, packet) is not None:
         return False
     return any(_is_new(claim, before.config, packet) for claim in claims_on(_for_anybody(after.config), packet))
 

@@ -5,6 +5,7 @@ What becomes of it does not depend on packets before, so limits are no part of t
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from fwdaemon.config.model import Config, Entry, ForwardEntry, NatEntry, PortMapping
 from fwdaemon.core.admission import Admission
@@ -24,10 +25,14 @@ from tests.packets.plan import (
     own_address,
 )
 
+# TCP's flags of the first packet of a connection and the answer to it, and of all that follow.
+SYN: Final = 0x02
+ACK: Final = 0x10
+
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A packet as `sender` puts it on its link, under the MAC address of `mac`."""
+    """A packet as `sender` puts it on its link, under the MAC address of `mac`; `flags` are those of TCP."""
 
     number: int
     sender: str
@@ -37,6 +42,7 @@ class Packet:
     to: Address
     port: int
     protocol: str
+    flags: int = SYN
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +76,14 @@ class Refusal:
 class Place:
     """A configuration, what an administrator refuses, and whether the daemon turned forwarding on.
 
-    What libvirt refuses may have been `flushed`.
+    What libvirt refuses may have been `flushed`. All that was ours may be `gone`, by `kvm-portfwd flush`.
     """
 
     config: Config
     refusals: tuple[Refusal, ...] = ()
     turned_on: bool = False
     flushed: bool = False
+    gone: bool = False
 
 
 def fate(place: Place, packet: Packet) -> Fate | None:
@@ -258,8 +265,10 @@ def _is_impostor(config: Config, packet: Packet) -> bool:
 def _libvirt_lets(place: Place, packet: Packet, came_in: str, goes_out: str) -> bool:
     """Libvirt lets guests out and to their neighbours, and lets no one in; it says nothing of other interfaces.
 
-    Where forwarding was off before us, no one gets in without its rules, either.
+    Where forwarding was off before us, no one gets in without its rules, either; here it stays on once we are gone.
     """
+    if place.flushed and place.gone:
+        return True
     if came_in in BRIDGES and came_in == goes_out:
         return True
     if goes_out in BRIDGES:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from fwdaemon.connections import Sweep, Sweeper
+from fwdaemon.connections import Sweep, Sweeper, close_everything
 from fwdaemon.core.admission import Ranges
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
@@ -15,14 +15,16 @@ from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.netfilter import Backend
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.resolve import placement
+from fwdaemon.resolve.flows import renamings
 from fwdaemon.rulesets.packet import BaseChain
 from tests.packets import drawing, theirs
 from tests.packets.outliving import answer_to, answered, fate_of_answer, fate_of_more
 from tests.packets.plan import HOLDER, LOCAL, inventory
 from tests.packets.prediction import predict
-from tests.packets.promise import Fate, Packet, Place, fate, is_forged
+from tests.packets.promise import ACK, Fate, Packet, Place, fate, is_forged
 from tests.packets.taken_away import Theft
 from tests.packets.world import Arrival, World, same
+from tests.unit.configurations import accepted
 
 Arrived = dict[int, list[Arrival]]
 _HOST = inventory()
@@ -72,6 +74,9 @@ def play(on: Side, seed: int, number: int, *, theft: Theft | None = None, sweepi
     sent = list(drawing.packets(lot, before.config, range(number)))
     config, changed = drawing.changed(lot, entries, head)
     after = replace(before, config=config, refusals=before.refusals + drawing.more_refusals(lot, before.refusals))
+    if is_flushed(seed):
+        (config, changed), after = accepted([], drawing.HEAD), replace(after, turned_on=False, gone=True)
+        after = replace(after, config=config)
     stages = Stage(before, entries), Stage(after, changed)
     new = list(drawing.packets(lot, after.config, range(number, number + number // 2)))
     return Round(on, stages, sent, theft, new=new, sweeping=sweeping).play()
@@ -80,6 +85,11 @@ def play(on: Side, seed: int, number: int, *, theft: Theft | None = None, sweepi
 def has_sets(seed: int) -> bool:
     """Whether a round has sets, and entries that ask for them."""
     return seed % 2 == 1
+
+
+def is_flushed(seed: int) -> bool:
+    """Whether in a round everything is taken away that is ours, instead of another configuration coming into force."""
+    return seed % 10 == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,22 +165,35 @@ class Round:
         before, after = self._now.place, self._next.place
         self._now = self._next
         theirs.refuse(self._on.world.host, after.refusals[len(before.refusals) :], legacy=self._on.legacy)
-        self._apply(after)
-        later = {n: replace(answer, number=n + _ANSWERS_LATER) for n, answer in answers.items()}
+        self._change(after)
+        later = {n: replace(answer, number=n + _ANSWERS_LATER, flags=ACK) for n, answer in answers.items()}
         told = {n: fate_of_answer(before, after, open_[n][0], answer) for n, answer in later.items()}
         self._result.connections += len(told)
         self._result.ended += sum(told[n] != answered(open_[n][0]) for n in told)
-        self._expect("answer after the change", {n: (later[n], told[n]) for n in told})
-        more = {n: replace(packet, number=n + _LATER) for n, (packet, _) in open_.items()}
-        self._expect(
-            "next after the change",
-            {n: (packet, fate_of_more(before, after, packet, answers.get(n))) for n, packet in more.items()},
-        )
+        more = {n: replace(packet, number=n + _LATER, flags=ACK) for n, (packet, _) in open_.items()}
+        sent = {
+            "answer after the change": {n: (later[n], told[n]) for n in told},
+            "next after the change": {
+                n: (packet, fate_of_more(before, after, packet, answers.get(n))) for n, packet in more.items()
+            },
+        }
+        # Where nothing refuses what was ended, an answer may begin what its client's next packet would belong to.
+        for what in sorted(sent, reverse=after.gone):
+            self._expect(what, sent[what])
+
+    def _change(self, after: Place) -> None:
+        if not after.gone:
+            return self._apply(after)
+        result = close_everything(self._on.backend, self._live.label, left=renamings(self._live.nats))
+        assert not result.faults, result.faults
+        self._live = Desired()
+        return None
 
     def _is_open(self, packet: Packet, arrived: Arrived) -> bool:
-        """Whether it may have begun a connection that both ends can go on with."""
+        """Whether it may have begun a connection that both ends can go on with; the host itself ends those of TCP."""
         own = HOLDER[packet.source] == packet.sender == packet.mac and not is_forged(self._now.place.config, packet)
-        return packet.protocol == "udp" and own and len(arrived.get(packet.number, ())) == 1
+        met = arrived.get(packet.number, ())
+        return own and len(met) == 1 and (packet.protocol == "udp" or met[0].fate.where != "host")
 
     def _expect(self, what: str, expected: dict[int, tuple[Packet, Fate | None]]) -> None:
         arrived = self._on.world.send(packet for packet, _ in expected.values())

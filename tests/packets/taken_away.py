@@ -1,11 +1,11 @@
 """Takes a guard out of our rules in the kernel, so that a test can see whether the packets would show that."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypeAlias
 
 from fwdaemon.core.types import Family
 from tests.kernel.topology import Node
-from tests.packets.plan import BRIDGES, GUESTS, HELD, LINKS, UPLINK
+from tests.packets.plan import BRIDGES, GUESTS, HELD, LINK, LINKS, UPLINK
 
 # Called with the host once our rules are there, and with whether these are in iptables-legacy.
 Theft: TypeAlias = Callable[[Node, bool], None]
@@ -86,6 +86,15 @@ def _no_label(host: Node, legacy: bool) -> None:  # noqa: FBT001  as every theft
             host.run("nft", f"insert rule {family.word} kvm_portfwd postrouting {match} ct label set 25")
 
 
+def _uplinks(host: Node, legacy: bool) -> None:  # noqa: FBT001  as every theft
+    """Have an inner network be a way out too."""
+    if legacy:
+        _write(host, lambda line: (line, line.replace(f" -o {UPLINK} ", f" -o {LINK['lan']} ")))
+        return
+    for table in _our_tables(host):
+        host.run("nft", f'add element {table} kvm_portfwd uplinks {{ "{LINK["lan"]}" }}')
+
+
 THEFTS: Final[Mapping[str, Theft]] = {
     "strangers": _strangers,
     "homes": _homes,
@@ -94,6 +103,7 @@ THEFTS: Final[Mapping[str, Theft]] = {
     "late label": _late_label,
     "no label": _no_label,
     "ended": _ended,
+    "uplinks": _uplinks,
 }
 
 
@@ -109,7 +119,12 @@ def _flush(host: Node, kind: str, name: str) -> None:
 
 
 def _rewrite(host: Node, is_guard: Callable[[str], bool]) -> None:
+    _write(host, lambda line: () if is_guard(line) else (line,))
+
+
+def _write(host: Node, written: Callable[[str], Iterable[str]]) -> None:
+    """Have others written in place of each line, each of them once."""
     for prefix in ("iptables", "ip6tables"):
-        saved = host.run(f"{prefix}-legacy-save").splitlines()
-        kept = [line for line in saved if not is_guard(line)]
+        lines = host.run(f"{prefix}-legacy-save").splitlines()
+        kept = [other for line in lines for other in dict.fromkeys(written(line))]
         host.run(f"{prefix}-legacy-restore", stdin="\n".join([*kept, ""]))

@@ -1,4 +1,4 @@
-"""Frames of UDP, and of TCP's first packet, with a number in them by which they are known wherever they come."""
+"""Frames of UDP and TCP with a number in them by which they are known wherever they come."""
 
 import struct
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from tests.packets.promise import Packet
 _MAGIC: Final = b"KVMP"
 _NUMBERS: Final = {"tcp": 6, "udp": 17}
 _ETHERTYPES: Final = {4: 0x0800, 6: 0x86DD}
-_SYN: Final = 0x02
 _TTL: Final = 64
 
 
@@ -60,7 +59,7 @@ def _segment(packet: Packet) -> bytes:
     data = _MAGIC + struct.pack("!I", packet.number)
     if packet.protocol == "udp":
         return struct.pack("!HHHH", packet.source_port, packet.port, 8 + len(data), 0) + data
-    return struct.pack("!HHIIBBHHH", packet.source_port, packet.port, 1, 0, 5 << 4, _SYN, 1024, 0, 0) + data
+    return struct.pack("!HHIIBBHHH", packet.source_port, packet.port, 1, 0, 5 << 4, packet.flags, 1024, 0, 0) + data
 
 
 def _with_checksum(packet: Packet, number: int, segment: bytes) -> bytes:

@@ -125,6 +125,8 @@ def world() -> Iterator[World]:
 
 def _wire(host: Node, nodes: Mapping[str, Node]) -> None:
     host.sysctl("ipv4.ip_forward=1", "ipv6.conf.all.forwarding=1", "ipv4.icmp_ratelimit=0", "ipv6.icmp.ratelimit=0")
+    # No sequence number here fits any other.
+    host.sysctl("netfilter.nf_conntrack_tcp_be_liberal=1")
     host.ip("link set lo up", *(f"link add {bridge} type bridge" for bridge in BRIDGES))
     for name, node in nodes.items():
         node.sysctl("ipv6.conf.all.disable_ipv6=1", "ipv6.conf.default.disable_ipv6=1")

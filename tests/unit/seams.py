@@ -67,8 +67,10 @@ class Connections:
     arrived: list[frozenset[Nat]] = field(default_factory=list)
     resumed: list[frozenset[Address]] = field(default_factory=list)
 
-    def outdated(self, judge: Judge, label: int, guests: Collection[Address] | None = None) -> Iterator[list[Entry]]:
-        del guests
+    def outdated(
+        self, judge: Judge, label: int, guests: Collection[Address] | None = None, clients: Collection[Address] = ()
+    ) -> Iterator[list[Entry]]:
+        del guests, clients
         if self.faults:
             raise self.faults.pop()
         yield [Entry(flow, b"") for flow in self.flows if self._is_over(flow, judge, label)]

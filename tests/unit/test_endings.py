@@ -27,8 +27,10 @@ class Racing(Connections):
 
     kernel: Kernel = field(default_factory=Kernel)
 
-    def outdated(self, judge: Judge, label: int, guests: Collection[Address] | None = None) -> Iterator[list[Entry]]:
-        listed = [*super().outdated(judge, label, guests)]
+    def outdated(
+        self, judge: Judge, label: int, guests: Collection[Address] | None = None, clients: Collection[Address] = ()
+    ) -> Iterator[list[Entry]]:
+        listed = [*super().outdated(judge, label, guests, clients)]
         if any(self.kernel.rules.values()):
             self.flows.append(FLOW)
         yield from listed

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.kernel.process import budget_of_guests
-from fwdaemon.triggers import REST_S, SHARE, STOCK_S, Budget, Lull, Origin, Pauses, TriggerQueue, origin
+from fwdaemon.triggers import (
+    REST_S,
+    SHARE,
+    SHARE_OF_EVENTS,
+    STOCK_S,
+    Budget,
+    Lull,
+    Origin,
+    Pauses,
+    TriggerQueue,
+    origin,
+)
 
 COST_S, MINUTE_S, RESOLUTION_S = 0.02, 60.0, 1e-6
 
@@ -77,7 +88,7 @@ def test_all_floods_together_get_their_share_and_no_more(passes: list[float], he
     crowd = [*(takes_passes(budget, cost) for cost in passes), *(listens(budget, cost) for cost in hearing)]
     spent = flood(clock, budget, crowd, s)
     assert spent <= SHARE * s + STOCK_S + sum(passes) + sum(hearing)
-    assert SHARE == 0.05
+    assert pytest.approx(0.05) == SHARE + SHARE_OF_EVENTS
 
 
 @given(st.lists(st.floats(0.001, 0.05), min_size=1, max_size=4), st.floats(0.001, 0.1))
