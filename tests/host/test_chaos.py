@@ -9,11 +9,15 @@ from tests.chaos import run
 from tests.chaos.actions import SHORTAGES, Action
 from tests.lab.release import DEBIAN12_LEGACY, DEBIAN13_NFTABLES, Flavour
 
-# Who may connect is known again after a kill and a wipe; something is open for a while through every shortage, with
-# something to do meanwhile, and each way to end the daemon. In the end, time runs out while no daemon is there.
+# A configuration that is to be confirmed stays or goes, also where the daemon is killed. Who may connect is known again
+# after a kill and a wipe. Something is open for a while through every shortage, with something to do meanwhile, and
+# each way to end the daemon. In the end, time runs out while no daemon is there.
 _EVERYTHING = """\
+reload lapsed steady steady6 steady-nat steady-rate steady-open steady-automatic a-learned c-nat
 open
 metadata a allowed
+reload killed steady steady6 steady-nat steady-rate steady-open steady-automatic b-ipv6 d-name
+reload confirmed steady steady6 steady-nat steady-rate steady-open steady-automatic a-learned b-before-a c-range d-uuid
 set-file crowd
 ban 203.0.113.9
 daemon-kill
@@ -57,15 +61,21 @@ start a
 close
 open-briefly killed
 daemon-start"""
-# Of the shortages, those that meet another rule system in another way.
+# The same with those shortages alone that meet another rule system in another way.
 _OF_RULES = """\
+reload lapsed steady steady6 steady-nat steady-rate steady-open steady-automatic a-learned c-nat
 open
+reload killed steady steady6 steady-nat steady-rate steady-open steady-automatic b-ipv6 d-name
+reload confirmed steady steady6 steady-nat steady-rate steady-open steady-automatic a-learned b-before-a c-range d-uuid
 set-file crowd
 ban 203.0.113.9
 daemon-kill
 rules ipset-destroy 1
 daemon-start
 rules ipset-flush 1
+unban all
+set-file broken
+set-file empty
 take connections
 configuration steady steady6 steady-nat steady-rate steady-open steady-automatic a-learned b-configured c-nat
 stop b
@@ -82,6 +92,7 @@ daemon-start
 daemon-remove
 daemon-start
 start a
+close
 open-briefly stopped
 daemon-start"""
 _ROUNDS, _SEED = 3, 7
