@@ -67,6 +67,16 @@ def reaches_container(scene: Scene) -> bool:
     return scene.web.place.tcp(CONTAINER, 80, timeout=0.5).outcome is Outcome.REFUSED
 
 
+def is_cut_off(scene: Scene) -> None:
+    """Wait until a guest is, and see that `explain` says by whom, and what helps."""
+    wait_until(lambda: not is_online(scene), "without the key, the guest is cut off")
+    words = ("--from", "web", f"{CLIENT4}:99", "--json")
+    report = json.loads(scene.host.portfwd("explain", *words, check=False).stdout)
+    assert report["cause"] == "dockers-policy"
+    assert "Docker" in report["sentence"]
+    assert "keep_guests_online = true" in report["sentence"]
+
+
 def forward_chain(host: Host, program: str) -> list[str]:
     return host.run(program, "-S", "FORWARD").stdout.splitlines()
 
@@ -103,11 +113,8 @@ def test_guests_keep_the_network_and_nothing_else_opens(beside: Scene, program: 
         assert forward_chain(host, program)[-len(paths(host, program)) :] == paths(host, program)
 
         daemon.reload_with(HEAD + WEB)
-        wait_until(lambda: not is_online(beside), "without the key, the guest is cut off again")
+        is_cut_off(beside)
         assert not paths(host, program)
-        report = json.loads(host.portfwd("explain", "--from", "web", f"{CLIENT4}:99", "--json", check=False).stdout)
-        assert report["cause"] == "dockers-policy"
-        assert "keep_guests_online = true" in report["sentence"]
 
         daemon.reload_with(KEY)
         wait_until(partial(is_online, beside), "with it, it is online again")
@@ -156,38 +163,61 @@ def works(scene: Scene) -> None:
     assert not scene.host.outside.fetch(f"http://{WEB4}/", timeout=0.5).answered
 
 
+def forbid_forwarding(host: Host) -> None:
+    """Have Docker set the policy, which it does where it turns forwarding on itself."""
+    host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
+
+
+def policy(host: Host) -> str:
+    return forward_chain(host, "iptables-nft")[0].removeprefix("-P FORWARD ")
+
+
 @pytest.mark.on(LibvirtFirewall.NFTABLES, LibvirtFirewall.IPTABLES)
 def test_beside_dockers_own_daemon_that_starts_before_libvirt(beside: Scene) -> None:
     host, apart = beside.host, beside.host.flavour.firewall is LibvirtFirewall.NFTABLES
-    # It sets the policy where it turns forwarding on itself.
-    host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
-    with dockers_rules(host, "iptables-nft"), dockers_rules(host, "ip6tables-nft"), dockerd(host):
-        assert forward_chain(host, "iptables-nft")[0] == "-P FORWARD DROP"
-        host.libvirt.restart()
-        wait_until(
-            lambda: is_online(beside) is not apart, "libvirt's own rules are there, and do not suffice elsewhere"
-        )
-        alone = reach(beside)
-        assert alone[0] is Outcome.TIMED_OUT
-        beside.start(KEY)
-        works(beside)
-        assert bool(paths(host, "iptables-nft")) is apart
-        assert reach(beside) == alone
+    forbid_forwarding(host)
+    with dockers_rules(host, "iptables-nft"), dockers_rules(host, "ip6tables-nft"):
+        with dockerd(host):
+            assert policy(host) == "DROP"
+            host.libvirt.restart()
+            wait_until(
+                lambda: is_online(beside) is not apart, "libvirt's own rules are there, and do not suffice elsewhere"
+            )
+            alone = reach(beside)
+            assert alone[0] is Outcome.TIMED_OUT
+            daemon = beside.start(HEAD + WEB)
+            if apart:
+                is_cut_off(beside)
+            daemon.reload_with(KEY)
+            works(beside)
+            assert bool(paths(host, "iptables-nft")) is apart
+            assert reach(beside) == alone
+        with dockerd(host):
+            assert policy(host) == "DROP"
+            works(beside)
+            assert reach(beside) == alone
 
 
 @pytest.mark.on(LibvirtFirewall.NFTABLES, LibvirtFirewall.IPTABLES)
 def test_beside_dockers_own_daemon_that_starts_after_libvirt_and_us(beside: Scene) -> None:
-    host = beside.host
+    host, apart = beside.host, beside.host.flavour.firewall is LibvirtFirewall.NFTABLES
     with dockers_rules(host, "iptables-nft"), dockers_rules(host, "ip6tables-nft"):
-        daemon = beside.start(KEY)
+        # We would turn forwarding on again.
+        daemon = beside.start(KEY.replace("[daemon]", "[daemon]\nip_forward = false", 1))
         works(beside)
         with dockerd(host):
             # It finds forwarding turned on, and so leaves the policy as it is; its chains come all the same.
-            chain = forward_chain(host, "iptables-nft")
-            assert chain[0] == "-P FORWARD ACCEPT"
-            assert any("DOCKER" in rule for rule in chain)
+            assert policy(host) == "ACCEPT"
+            assert any("DOCKER" in rule for rule in forward_chain(host, "iptables-nft"))
+            works(beside)
+        forbid_forwarding(host)
+        with dockerd(host):
+            assert policy(host) == "DROP"
             works(beside)
             together = reach(beside)
+            if apart:
+                daemon.reload_with(HEAD + WEB)
+                is_cut_off(beside)
             daemon.terminate()
             host.portfwd("flush")
             assert reach(beside) == together
