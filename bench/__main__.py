@@ -12,7 +12,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
-from bench import admission, apply, daemon_start, data_path, disturbed, domain_start, healing, idle, plot, tracked
+from bench import (
+    admission,
+    apply,
+    daemon_start,
+    data_path,
+    disturbed,
+    domain_start,
+    filling,
+    healing,
+    idle,
+    plot,
+    tracked,
+)
 from bench.figure import Earlier, Figure
 from bench.machine import Steal, facts, loads
 from bench.setting import Setting
@@ -41,6 +53,7 @@ _KINDS = {
     "connections": Kind(tracked.measure),
     "data-path": Kind(data_path.measure),
     "admission": Kind(admission.measure),
+    "filling": Kind(filling.measure),
     "idle": Kind(idle.measure),
     "start": Kind(daemon_start.measure),
 }

@@ -1,18 +1,20 @@
 """Figure: what it costs to ask who connects, and how often."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
 from bench.counted import taken
-from bench.figure import NONE, Figure, Series, Unit, Want, ratios
+from bench.figure import NONE, Figure, Series, Spread, Unit, Want, ratios
 from bench.forwards import FIRST_PORT, GREETING, LAST, PUBLIC, SERVER
 from bench.scene import Scene
 from bench.setting import Setting
+from bench.table import number
 from fwdaemon.config.sets import read_list
 from tests.lab.place import wait_until
 
@@ -25,18 +27,20 @@ _SOURCES, _A_SECOND, _BEFORE = 10_000, 20_000, 30_000
 # More than any limit counts, and how many that is.
 _TOO_MANY, _MOST_SOURCES, _MEMORY_ROUNDS, _MIB = 100_000, 65_535, 9, 1 << 20
 _LIST: Final = "/etc/portfwd.d/list.txt"
+_MIXED_LIST: Final = "/etc/portfwd.d/mixed.txt"
 _SET_PATIENCE_S: Final = 600.0
+_FIRST: Final = IPv4Address("11.0.0.0")
 _NOTES = f"""\
 A file of N addresses is read. Two clients outside open {_CONNECTIONS:,} connections, one after another each, through a
 forward on a host whose configuration has no sets; and on a host with N addresses in a file, and as many in a set that
 other programs fill, through a forward that asks nothing, one that denies the file, one that denies the set of others,
-and one that limits each source to more than these. In turn, the same beside a flood of {_A_SECOND:,} first packets a
-second from {_SOURCES:,} sources, to a forward that lets in all, and to one that lets in one a day of each source.
+and one that limits each source to more than these; and through two that deny as many networks of /24 to /32 instead, in
+a file and in a set of others. In turn, the same beside a flood of {_A_SECOND:,} first packets a second from
+{_SOURCES:,} sources: to a forward that lets in all, to one that lets in one a day of each source, and on the other host
+to a port from which one rule of nftables drops all, ahead of everything else.
 The memory of sources is what slabs of the kernel grow by that take an object for nearly each of them; of
 {_TOO_MANY:,} sources, a limit counts {_MOST_SOURCES:,}.
-Beside a flood over the limit is compared with beside one that is let in, not with no flood at all: the packets of
-either take a part of these processors, whatever becomes of them.
-Clients, host and server share the cores of one machine, which are busy all the time and limit the rates."""
+Clients, host, server and who floods share the cores of one machine, which are busy all the time and limit the rates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,19 @@ _OTHERS: Final = Asking(2, 'deny = ["set:others"]')
 _LIMITS: Final = Asking(3, 'rate = "10000/second"\nmax_open = 1000')
 _OPEN: Final = Asking(4)
 _CLOSED: Final = Asking(5, 'rate = "1/day"')
+_MIXED: Final = Asking(6, 'deny = ["set:mixed"]')
+_MIXED_OTHERS: Final = Asking(7, 'deny = ["set:mixed-others"]')
+_ASKING: Final = (_PLAIN, _FILE, _OTHERS, _LIMITS, _MIXED, _MIXED_OTHERS)
+# What one rule drops on the host without sets; no forward is there.
+_DROPPED: Final = Asking(8)
+_DROPPING: Final = f"""
+table ip flooded {{
+    chain before {{
+        type filter hook prerouting priority -400
+        ip daddr {PUBLIC} tcp dport {_DROPPED.port} drop
+    }}
+}}
+"""
 _HEAD: Final = '[daemon]\nlibvirt = ["lxc:///system"]\nresync = "1h"\n'
 _SETS: Final = f"""
 [[set]]
@@ -71,7 +88,15 @@ name = "file"
 file = "{_LIST}"
 
 [[set]]
+name = "mixed"
+file = "{_MIXED_LIST}"
+
+[[set]]
 name = "others"
+external = true
+
+[[set]]
+name = "mixed-others"
 external = true
 """
 
@@ -112,10 +137,11 @@ def measure(setting: Setting) -> Figure:
     with ExitStack() as at_end:
         bare, asking = (Host(at_end.enter_context(setting.scene())) for _ in range(2))
         bare.scene.daemon(_HEAD + _PLAIN.entry)
+        bare.scene.host.run("nft", "-f", "-", stdin=_DROPPING)
         _fill(asking.scene, size, legacy=setting.legacy)
         asking.fill(setting.at_most(_QUICK_ROUNDS if setting.quick else _MEMORY_ROUNDS), legacy=setting.legacy)
         _take_turns(bare, asking, setting.at_most(_QUICK_ROUNDS if setting.quick else _ROUNDS))
-    read = {number: [*_readings(number)] for number in (1_000, 100_000)}
+    read = {lines: [*_readings(lines)] for lines in (1_000, 100_000)}
     series = (Series("reading a file", Unit.SECONDS, read), *_series(bare, asking, size))
     title = "Asking who connects, by N networks"
     return Figure("admission", title, str(setting.flavour), _NOTES, series, _wants(bare, asking, read), "networks")
@@ -123,51 +149,58 @@ def measure(setting: Setting) -> Figure:
 
 def _fill(scene: Scene, size: int, *, legacy: bool) -> None:
     """Start the daemon where there are so many networks, and wait until all are in the kernel."""
-    scene.host.write(_LIST, "\n".join(_addresses(size)))
-    every = (_PLAIN, _FILE, _OTHERS, _LIMITS, _OPEN, _CLOSED)
-    scene.daemon(_HEAD + _SETS + "".join(asking.entry for asking in every))
-    is_filled = partial(_is_filled_there, scene, size) if legacy else partial(_is_filled, scene)
-    wait_until(is_filled, "the set of the file is full", _SET_PATIENCE_S, 1.0)
-    text, program = _adding(size, legacy=legacy)
-    scene.host.run(*program, stdin=text, timeout=_SET_PATIENCE_S)
+    networks = {"": [*addresses(size)], "mixed": [*_mixed(size)]}
+    scene.host.write(_LIST, "\n".join(networks[""]))
+    scene.host.write(_MIXED_LIST, "\n".join(networks["mixed"]))
+    scene.daemon(_HEAD + _SETS + "".join(asking.entry for asking in (*_ASKING, _OPEN, _CLOSED)))
+    for name in ("file", "mixed"):
+        wait_until(partial(is_filled, scene, name, size, legacy=legacy), f"{name} is full", _SET_PATIENCE_S, 1.0)
+    for name, each in (("others", networks[""]), ("mixed-others", networks["mixed"])):
+        text, program = adding(name, each, legacy=legacy)
+        scene.host.run(*program, stdin=text, timeout=_SET_PATIENCE_S)
 
 
-def _adding(size: int, *, legacy: bool) -> tuple[str, tuple[str, ...]]:
+def adding(name: str, networks: Iterable[str], *, legacy: bool) -> tuple[str, tuple[str, ...]]:
     """Write what another program puts into its set, and name that program."""
     if legacy:
-        return "".join(f"add KVMPF_others_4 {address}\n" for address in _addresses(size)), ("ipset", "restore")
-    return f"add element ip kvm_portfwd set_others {{ {', '.join(_addresses(size))} }}\n", ("nft", "-f", "-")
+        return "".join(f"add KVMPF_{name}_4 {network}\n" for network in networks), ("ipset", "restore")
+    return f"add element ip kvm_portfwd set_{name} {{ {', '.join(networks)} }}\n", ("nft", "-f", "-")
 
 
-def _is_filled(scene: Scene) -> bool:
-    shown = scene.host.run("nft", "list", "chain", "ip", "kvm_portfwd", "deny.file", check=False).stdout
-    return "deny.file" in shown and "filling" not in shown
+def is_filled(scene: Scene, name: str, size: int, *, legacy: bool) -> bool:
+    """Whether the file of a set with so many networks is in the kernel."""
+    if legacy:
+        shown = scene.host.run("ipset", "list", "-terse", f"KVMPF_{name}_4", check=False).stdout
+        return f"Number of entries: {size}\n" in shown
+    shown = scene.host.run("nft", "list", "chain", "ip", "kvm_portfwd", f"deny.{name}", check=False).stdout
+    return f"deny.{name}" in shown and "filling" not in shown
 
 
-def _is_filled_there(scene: Scene, size: int) -> bool:
-    shown = scene.host.run("ipset", "list", "-terse", "KVMPF_file_4", check=False).stdout
-    return f"Number of entries: {size}\n" in shown
-
-
-def _addresses(size: int) -> Iterator[str]:
+def addresses(size: int) -> Iterator[str]:
     """Give so many addresses, of which none touches another, so that each is an element of its own."""
-    return (f"11.{number >> 15}.{number >> 7 & 255}.{number << 1 & 255}" for number in range(size))
+    return (f"11.{index >> 15}.{index >> 7 & 255}.{index << 1 & 255}" for index in range(size))
+
+
+def _mixed(size: int) -> Iterator[str]:
+    """Give so many networks of which none touches another, from /24 to single addresses in turn."""
+    return (f"{_FIRST + (index << 9)}/{24 + index % 9}" for index in range(size))
 
 
 def _take_turns(bare: Host, asking: Host, rounds: int) -> None:
     for turn in range(1 + rounds):
         bare.measure(_PLAIN)
-        for forward in (_PLAIN, _FILE, _OTHERS, _LIMITS):
+        for forward in _ASKING:
             asking.measure(forward)
         asking.flood(_OPEN, "open")
         asking.flood(_CLOSED, "closed")
+        bare.flood(_DROPPED, "dropped")
         if not turn:
             bare.forget()
             asking.forget()
 
 
 def _readings(size: int) -> Iterator[float]:
-    text = "\n".join(_addresses(size)).encode()
+    text = "\n".join(addresses(size)).encode()
     for _ in range(_READINGS):
         begun = time.perf_counter()
         read_list(Path(_LIST), text)
@@ -179,22 +212,37 @@ def _series(bare: Host, asking: Host, size: int) -> tuple[Series, ...]:
         "connections, asking nothing, with sets beside": (_PLAIN, ""),
         "connections, denying a file": (_FILE, ""),
         "connections, denying the set of others": (_OTHERS, ""),
+        "connections, denying a file of /24 to /32": (_MIXED, ""),
+        "connections, denying a set of others of /24 to /32": (_MIXED_OTHERS, ""),
         "connections, with limits": (_LIMITS, ""),
         "connections, beside a flood that is let in": (_PLAIN, "open"),
         "connections, beside a flood over the limit": (_PLAIN, "closed"),
     }
+    dropped = bare.rates[_PLAIN, "dropped"]
     return (
         Series("connections, no sets at all", Unit.PER_SECOND, {NONE: bare.rates[_PLAIN, ""]}),
+        Series("connections, no sets, beside a flood that one rule drops", Unit.PER_SECOND, {NONE: dropped}),
         *(Series(label, Unit.PER_SECOND, {size: asking.rates[key]}) for label, key in told.items()),
         *(Series(f"memory of {of:,} sources", Unit.BYTES, {size: took}) for of, took in asking.memory.items()),
+    )
+
+
+def _because(bare: Host) -> str:
+    least = Spread.of(ratios(bare.rates[_PLAIN, "dropped"], bare.rates[_PLAIN, ""], 100)).median
+    return (
+        f"Where one rule drops such a flood ahead of everything else, {number(least)} % of the connections are left:"
+        " to send, receive and drop its packets takes the rest of the processors, which all of them share."
     )
 
 
 def _wants(bare: Host, asking: Host, read: Mapping[int, list[float]]) -> tuple[Want, ...]:
     plain = asking.rates[_PLAIN, ""]
 
-    def at_least(text: str, rates: list[float], base: list[float], whose: str = "those that ask nothing") -> Want:
-        return Want(f"{text} at least 95 % of {whose}", ratios(rates, base, 100), 95, " %", at_least=True)
+    def at_least(
+        text: str, rates: list[float], base: list[float], whose: str = "those that ask nothing", because: str = ""
+    ) -> Want:
+        asked = f"{text} at least 95 % of {whose}"
+        return Want(asked, ratios(rates, base, 100), 95, " %", at_least=True, because=because)
 
     return (
         Want("a file of 100,000 lines is read in at most 1 s", read[100_000], 1.0, " s"),
@@ -203,6 +251,15 @@ def _wants(bare: Host, asking: Host, read: Mapping[int, list[float]]) -> tuple[W
         ),
         at_least("connections, denying a file,", asking.rates[_FILE, ""], plain),
         at_least("connections, denying the set of others,", asking.rates[_OTHERS, ""], plain),
+        at_least("connections, denying a file of /24 to /32,", asking.rates[_MIXED, ""], plain),
+        at_least("connections, denying a set of others of /24 to /32,", asking.rates[_MIXED_OTHERS, ""], plain),
+        at_least(
+            "connections beside a flood over the limit",
+            asking.rates[_PLAIN, "closed"],
+            plain,
+            "those without any flood",
+            _because(bare),
+        ),
         at_least(
             "connections beside a flood over the limit",
             asking.rates[_PLAIN, "closed"],

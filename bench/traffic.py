@@ -66,6 +66,16 @@ class Knocking:
         time.sleep(_WATCHED_S)
         return longest_outage(line.text for line in self._process.lines()[start:])
 
+    def silence(self, start: int, timeout: float) -> float:
+        """Wait until there are no answers any more, from change number `start` on; when the last one came."""
+        while True:
+            self._process.wait_line("^down ", timeout, start=start)
+            time.sleep(_WATCHED_S)
+            lines = [line.text for line in self._process.lines()]
+            if lines[-1].startswith("down "):
+                return float(lines[-1].split()[1])
+            start = len(lines)
+
     def close(self) -> None:
         """Stop trying."""
         self._process.stop()
