@@ -1,7 +1,7 @@
 """Follows the files of sets, and keeps on the disk what others put into external sets.
 
-A file is looked at each second, by its times and its number on the disk: so it does not matter how it was replaced
-it, nor on what file system it is. One that hangs holds up this alone. With anything wrong in one, what was read before
+A file is looked at each second, by its times and its number on the disk: so it does not matter how it was replaced,
+nor on what file system it is. One that hangs holds up this alone. With anything wrong in one, what was read before
 stays, as it does where one is blank.
 """
 
