@@ -22,9 +22,10 @@ from tests.lab.place import wait_until
 _RATE, _OPEN = 3, 2
 _PATIENT_S, _SILENT_S = 3.0, 0.4
 _LINES = 2_000
-# The kernel looks through its connections once a minute where nothing happens, and one that is reset stays for ten
-# seconds (gc_worker in net/netfilter/nf_conntrack_core.c, net.netfilter.nf_conntrack_tcp_timeout_close).
+# The kernel looks through its connections once a minute where nothing happens (gc_worker in
+# net/netfilter/nf_conntrack_core.c), and one that is reset would stay for ten seconds.
 _LOGGED_WITHIN_S = 90.0
+_SOONER = "net.netfilter.nf_conntrack_tcp_timeout_close=1"
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -33,6 +34,7 @@ class Limits:
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
+        stage.host.run("sysctl", "-q", "-w", _SOONER)
         self._sources = map(str, IPv4Network(ANYBODY).hosts())
         self._checks: list[Callable[[], list[str]]] = [self._rate, self._open_and_log]
         self._turn = itertools.cycle(self._checks)
