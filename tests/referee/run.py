@@ -322,13 +322,16 @@ class _Play:
         stage = self._stage
         what = f"{self._fault} ({self._phase}, {self._lasts:g} s) on {self._struck}, {self._at} to {self._to}"
         where = {name: (stage.runs_on(name), self._referee.seen[PUBLIC[name][0]].holder) for name in stage.guests}
+        silent = [name for name in stage.guests if not stage.answers(name)]
+        known = stage.hosts[0].outside.run("ip", "neighbour", "show").stdout
         told = stage.hosts[self._to].portfwd("fleet", "status", "--json", check=False)
         logs = "\n".join(
             f"host {number}: {daemon.process.text()[-3000:]}"
             for number, daemon in stage.daemons.items()
             if daemon is not None
         )
-        return f"{what}: guests and addresses {where}, {self._errors}\n{told.stdout}{told.stderr}\n{logs}"
+        seen = f"guests and addresses {where}, silent {silent}, {self._errors}\n{known}"
+        return f"{what}: {seen}{told.stdout}{told.stderr}\n{logs}"
 
 
 def _goes_on(talk: Conversation) -> bool:
