@@ -323,7 +323,7 @@ class _Play:
         what = f"{self._fault} ({self._phase}, {self._lasts:g} s) on {self._struck}, {self._at} to {self._to}"
         where = {name: (stage.runs_on(name), self._referee.seen[PUBLIC[name][0]].holder) for name in stage.guests}
         silent = [name for name in stage.guests if not stage.answers(name)]
-        known = stage.hosts[0].outside.run("ip", "neighbour", "show").stdout
+        known = stage.hosts[0].outside.run(["ip", "neighbour", "show"]).stdout
         told = stage.hosts[self._to].portfwd("fleet", "status", "--json", check=False)
         logs = "\n".join(
             f"host {number}: {daemon.process.text()[-3000:]}"
