@@ -258,7 +258,8 @@ def test_the_comparison_after_what_a_user_did_is_charged_to_users_too(scene: Sce
 
     async def act() -> None:
         async with scene.running_daemon():
-            await scene.until(lambda: scene.libvirt.searched > 0)
+            # What the start itself takes has begun: an inventory, a pass, and a sweep.
+            await scene.until(lambda: seen.work == [Origin.OTHERS] * 3)
             scene.libvirt.there = inventory()
             scene.libvirt.trigger(STARTED)
             await scene.until(lambda: scene.written == {RULE} and seen.work.count(Origin.USERS) >= 4)
