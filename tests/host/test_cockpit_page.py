@@ -191,7 +191,6 @@ def test_it_looks_well_and_what_helps_people_who_cannot_see_finds_nothing_seriou
     page.click(menu("tcp *:8443"))
     page.wait("//*[@role='menuitem' and normalize-space()='Remove']")
     looks.are_fine()
-    assert page.texts("//*[@role='menuitem' and normalize-space()='Remove']")
     page.press(ESCAPE)
     for listens, action in (("tcp *:8443", "Remove"), ("tcp *:8022", "Close")):
         act(page, listens, action)

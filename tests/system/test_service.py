@@ -93,7 +93,7 @@ def test_a_killed_daemon_comes_back_and_adopts_its_rules(service: Sandbox, conve
         machine.run("kill", "-KILL", before)
         wait_until(lambda: machine.property("MainPID") not in ("0", before), "systemd starts it again")
         wait_until(lambda: machine.property("ActiveState") == "active", "it is ready")
-    assert since(machine) == ["moved", "adopted"]
+    wait_until(lambda: since(machine) == ["moved", "adopted"], "the journal says what it found")
     assert machine.own_rules() == rules
 
 
@@ -140,7 +140,7 @@ def test_stopping_it_keeps_the_rules_or_removes_them(service: Sandbox) -> None:
     assert page(machine) == f"web {CLIENT4}"
     assert conversation.goes_on()
     machine.systemctl("start", UNIT)
-    assert since(machine) == ["moved", "adopted"]
+    wait_until(lambda: since(machine) == ["moved", "adopted"], "the journal says what it found")
     machine.write(CONFIG, HEAD.replace("[daemon]\n", '[daemon]\non_stop = "remove"\n') + WEB)
     machine.systemctl("reload", UNIT)
     wait_until(lambda: "loaded" in since(machine), "the configuration is in force")
@@ -229,7 +229,7 @@ def test_a_wrong_configuration_at_a_start_is_told_once_and_not_tried_again(servi
     assert (machine.property("ActiveState"), machine.property("SubState")) == ("failed", "failed")
     assert machine.property("NRestarts") == "0"
     run = f"_SYSTEMD_INVOCATION_ID={machine.property('InvocationID')}"
-    assert REFUSED in service.lines(run)
+    service.says(REFUSED, run)
     assert machine.own_rules() == rules, "what an earlier run left stays"
     machine.write(CONFIG, HEAD + WEB)
     machine.systemctl("start", UNIT)
@@ -298,9 +298,9 @@ def test_a_kernel_that_hangs_is_not(service: Sandbox) -> None:
         machine.run("nft", "add table ip lab; delete table ip lab")
         wait_until(lambda: machine.property("MainPID") not in ("0", daemon), "it is started again")
         freezing.wait()
-        told = service.lines(f"_SYSTEMD_INVOCATION_ID={run}")
-        assert "a comparison with the kernel hangs: systemd will end the daemon" in told
-        assert "Current thread" in told, "where it hung is told"
+        of_this_run = f"_SYSTEMD_INVOCATION_ID={run}"
+        service.says("a comparison with the kernel hangs: systemd will end the daemon", of_this_run)
+        service.says("Current thread", of_this_run)  # where it hung
         service.answers(lambda: machine.outside.fetch(PAGE), f"web {CLIENT4}")
 
 
