@@ -128,8 +128,8 @@ _POSSIBLE: dict[str, Callable[..., bool]] = {
     "libvirtd-restart": lambda world: _libvirt_works(world) and _rules_can_be_written(world),
     "libvirtd-start": lambda world: not world.libvirtd and "run" not in world.short and _rules_can_be_written(world),
     "rules": _rules,
-    "configuration": lambda world, *_: not world.misread,
-    "reload": lambda world, *_: not world.misread and _can_open(world),
+    "configuration": lambda world, *names: not world.misread and _can_assign(world, names),
+    "reload": lambda world, _, *names: not world.misread and _can_open(world) and _can_assign(world, names),
     "relabel": lambda world: world.can_settle and not world.misread and _rules_can_be_written(world),
     "metadata": _domain(lambda _, domain: domain.running),
     "set-file": lambda world, name: name not in BROKEN or (world.can_settle and "var" not in world.short),
@@ -157,6 +157,11 @@ _POSSIBLE: dict[str, Callable[..., bool]] = {
 def _can_open(world: World) -> bool:
     """Whether something can be opened for a while, which is written to /var first, or closed."""
     return world.can_settle and world.domains["a"].running and not world.short & {"var", "nft-time", "lock"}
+
+
+def _can_assign(world: World, names: tuple[str, ...]) -> bool:
+    """Whether public addresses that an entry adds can be assigned: none is before that is recorded in /run."""
+    return "run" not in world.short or not {name for name in {*names} - {*world.entries} if ENTRIES[name].public}
 
 
 def _can_ban(world: World) -> bool:

@@ -80,10 +80,10 @@ unban all
 set-file broken
 set-file empty
 take connections
+configuration steady steady6 steady-nat steady-rate steady-open steady-automatic a-learned b-configured c-nat
 take journal
 take run
 take elements
-configuration steady steady6 steady-nat steady-rate steady-open steady-automatic a-learned b-configured c-nat
 give-back run
 stop b
 give-back connections

@@ -78,7 +78,7 @@ def is_cut_off(scene: Scene) -> None:
 
 
 def forward_chain(host: Host, program: str) -> list[str]:
-    return host.run(program, "-S", "FORWARD").stdout.splitlines()
+    return host.run(program, "-w", "-S", "FORWARD").stdout.splitlines()
 
 
 def others(host: Host, program: str) -> list[str]:

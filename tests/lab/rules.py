@@ -8,6 +8,8 @@ _OWN_TABLES = re.compile(r"^table (?:ip|ip6) kvm_portfwd \{$")
 _GATE = re.compile(r'comment "kvm-portfwd"|ct label 25\b')
 # Four names exactly: what else begins like that belongs to others.
 _CHAINS = re.compile(r"\bKVMPF_(?:PRE|OUT|POST|FWD|LEAD|DENY|[0-9a-f]{12})(?![\w-])")
+# What a set with a time of its own remembers for a while, as connections that were ended, is not its owner's state.
+_REMEMBERED = re.compile(r"(^\t\ttimeout \w+\n(?:\t\t(?!elements)[^\n]*\n)*)\t\telements = \{[^}]*\}\n", re.MULTILINE)
 _LEGACY_COUNTERS = re.compile(r"\[\d+:\d+\]")
 
 
@@ -39,7 +41,7 @@ def foreign_rules(nft: str, legacy: str) -> str:
 
 def own_rules(nft: str, legacy: str) -> str:
     """What this project left in the kernel; empty when it left nothing."""
-    ours, _ = _split_nft(nft)
+    ours, _ = _split_nft(_REMEMBERED.sub(r"\1", nft))
     # iptables-nft writes its comments into nft rules as well, so a chain of ours there is found, too.
     orphaned = [line for line in nft.splitlines() if _CHAINS.search(line)]
     return "\n".join([*ours, *orphaned, *(line for line in _legacy_lines(legacy) if _is_legacy_ours(line))])
