@@ -18,10 +18,11 @@ _STEP_S, _QUIET_S, _WITHIN_S = 0.25, 1.25, 180.0
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes resident, and resident with what is shared divided among those who share it."""
+    """Bytes resident, the same with what is shared divided among those who share it, and those private and written."""
 
     rss: int
     pss: int
+    private: int
 
 
 def cpu_seconds(pid: int) -> float:
@@ -44,7 +45,7 @@ def fine_cpu_seconds(pid: int) -> float:
 def memory(pid: int) -> Memory:
     """Memory of a process and all below it that run now."""
     rollups = [_rollup(process) for process in tree(pid)]
-    return Memory(sum(rollup["Rss"] for rollup in rollups), sum(rollup["Pss"] for rollup in rollups))
+    return Memory(*(sum(rollup[name] for rollup in rollups) for name in ("Rss", "Pss", "Private_Dirty")))
 
 
 @contextmanager
@@ -133,5 +134,5 @@ def _rollup(pid: int) -> dict[str, int]:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
     except _GONE:
-        return {"Rss": 0, "Pss": 0}
+        return {"Rss": 0, "Pss": 0, "Private_Dirty": 0}
     return {name: int(value.split()[0]) * _KIB for name, _, value in (line.partition(":") for line in lines)}

@@ -34,11 +34,15 @@ also given in yardsticks, a piece of work that is done beside it: a machine with
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """The daemon and its helpers at rest: bytes, and descriptors by kind, threads, children and processes."""
+    """The daemon and its helpers at rest: bytes, and descriptors by kind, threads, children and processes.
+
+    `private` are the bytes that they wrote and share with no other.
+    """
 
     rss: int
     pss: int
     held: dict[str, int]
+    private: int = 0
 
 
 @dataclass(slots=True)

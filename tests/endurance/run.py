@@ -104,7 +104,7 @@ class _Run:
         pid = self._scene.daemon.pid
         wait_quiet(pid)
         taken = memory(pid)
-        rest = Rest(taken.rss, taken.pss, dict(held(self._scene.host, pid)))
+        rest = Rest(taken.rss, taken.pss, dict(held(self._scene.host, pid)), taken.private)
         self.figures.rest.append(rest)
         self._say(f"at rest: RSS {rest.rss / MIB:.1f} MiB, PSS {rest.pss / MIB:.1f} MiB, {rest.held}")
 

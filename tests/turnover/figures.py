@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tests.endurance.figures import MEMORY_WITHIN_MIB, MIB, Rest
@@ -19,9 +19,11 @@ asks at the ports of the host that the journal says are its own. The time betwee
 how late it is. Later the domain stops, and the client has to be refused at both ports.
 
 libvirt has a part in that: a container can answer before libvirt tells that it runs, and while it ends one whose
-controller it lost it answers nothing at all, not even which version it is, which is asked every 50 ms beside the run.
-What is left of a time without both is the daemon's own, and the machine's. How busy that is, the same page shows when
-it is asked for through a forward that has long been there: guests, their starts and all that asks run on one machine.
+controller it lost it answers nothing at all. So every 10 ms beside the run it is asked for its domains and for the
+definition of one that stays, as the daemon asks it, and where that takes longer than 20 ms, the time since the answer
+before counts as its part. What is left of a time without both is the daemon's own, and the machine's. How busy that is,
+the same page shows when it is asked for through a forward that has long been there: guests, their starts and all that
+asks run on one machine. The record tells all of this of each domain that was late.
 
 No port may be assigned twice, no page may be that of another guest, and in the end no rule, domain or line of the
 status may be left. Memory, descriptors, threads and children are measured at rest, after a tenth of as many domains and
@@ -46,11 +48,29 @@ class Stay:
     closed: float
 
 
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A domain that was reached late, and what there was from its first own answer until then.
+
+    So many seconds the slowest answer of the `page` took, and libvirt `ended` so many containers that it had lost. From
+    when libvirt had told of the domain, too, it was `silent` for so many seconds, and the daemon `used` so many of a
+    processor: where that is little, it waited for something, for libvirt or for a budget of its own.
+    """
+
+    name: str
+    stay: Stay
+    silent: float
+    page: float
+    used: float
+    ended: int
+
+
 @dataclass(slots=True)
 class Figures:
-    """The figures of one run. CPU is the daemon's, in seconds; `rss` is its memory in bytes, all the time.
+    """The figures of one run. CPU is the daemon's, in seconds.
 
-    `beside` are the seconds that answers to other questions took, and `lost` counts the containers that libvirt lost.
+    `rss` and `private` are its memory in bytes, all the time; `beside` are the seconds that answers to other questions
+    took, and `lost` says from when to when each container was there that libvirt lost.
     """
 
     asked: int = 0
@@ -59,11 +79,13 @@ class Figures:
     seconds: float = 0.0
     cpu: float = 0.0
     rss: list[int] = field(default_factory=list)
+    private: list[int] = field(default_factory=list)
     beside: dict[str, list[float]] = field(default_factory=dict)
-    lost: int = 0
+    lost: tuple[tuple[float, float], ...] = ()
     assigned: int = 0
     twice: int = 0
     stays: list[Stay] = field(default_factory=list)
+    each_late: list[Late] = field(default_factory=list)
     rest: list[Rest] = field(default_factory=list)
     loads: list[float] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
@@ -121,15 +143,17 @@ class Figures:
             "cpu": round(self.cpu, 2),
             "most": max(self.rss, default=0),
             "rss": [round(statistics.median(part)) for part in _tenths(self.rss)],
+            "private": [round(statistics.median(part)) for part in _tenths(self.private)],
             "assigned": self.assigned,
             "late": self._later("late"),
             "late_without_libvirt": self._later("own"),
             "told_late": self._later("told"),
-            "lost": self.lost,
+            "lost": len(self.lost),
+            "each_late": [_row(late) for late in self.each_late],
             "beside": {what: _spread(seconds) for what, seconds in self.beside.items() if seconds},
             "times": {kind: _spread([getattr(stay, kind) for stay in self.stays]) for kind in kinds},
             "loads": [round(load, 2) for load in (min(self.loads), statistics.mean(self.loads), max(self.loads))],
-            "rest": [{"rss": rest.rss, "pss": rest.pss, "held": rest.held} for rest in self.rest],
+            "rest": [asdict(rest) for rest in self.rest],
             "faults": self.faults(),
         }
 
@@ -138,6 +162,11 @@ def _spread(times: list[float]) -> dict[str, float]:
     ordered = sorted(times)
     spread = {"median": statistics.median(ordered), "p99": ordered[len(ordered) * 99 // 100], "worst": ordered[-1]}
     return {name: round(seconds, 4) for name, seconds in spread.items()}
+
+
+def _row(late: Late) -> dict[str, Any]:
+    seconds = asdict(late.stay) | {"silent": late.silent, "page": late.page, "used": late.used}
+    return {"name": late.name, "ended": late.ended} | {what: round(taken, 4) for what, taken in seconds.items()}
 
 
 def _tenths(samples: list[int]) -> Iterator[list[int]]:
@@ -182,7 +211,8 @@ _TIMES = (
     ("from its first answer to the first ones through the host", "late"),
     ("the same without libvirt's part", "own"),
     ("stop to refused", "closed"),
-    ("beside: libvirt tells its version", "libvirt"),
+    ("beside: libvirt tells its version", "libvirt"),  # in records of before
+    ("beside: libvirt tells its domains and the definition of one", "locked"),
     ("beside: a page through a forward that has long been there", "page"),
 )
 
@@ -190,6 +220,9 @@ _TIMES = (
 def _of_libvirt(record: dict[str, Any]) -> Iterator[str]:
     if "told_late" not in record:
         return
+    if "locked" not in record.get("beside", {}):
+        yield "In this run libvirt was asked for nothing but its version, and every 50 ms."
+        yield ""
     yield (
         f"Of {record['late']} domains that were reached later than {1000 * LATE_AT_MOST_S:.0f} ms,"
         f" {record['late_without_libvirt']} were that without libvirt's part. It told of {record['told_late']} later"
@@ -203,12 +236,21 @@ def _cost(record: dict[str, Any]) -> Iterator[str]:
     share, each = record["cpu"] / record["seconds"], record["cpu"] / record["domains"]
     yield f"The daemon took {100 * share:.1f} % of a processor, {1000 * each:.0f} ms for each domain."
     if parts := record.get("rss"):
-        yield f"Its RSS was, tenth by tenth, {', '.join(f'{part / MIB:.1f}' for part in parts)} MiB."
+        yield f"Its RSS was, tenth by tenth, {_in_mib(parts)} MiB."
+    if parts := record.get("private"):
+        yield f"Of that, it shared with no other program and had written itself {_in_mib(parts)} MiB."
     yield ""
     yield "| at rest | before | after | wanted |"
     yield "| --- | ---: | ---: | --- |"
     at_most = f"{MEMORY_WITHIN_MIB:g} MiB more at most; {record['most'] / MIB:.1f} MiB meanwhile"
     resident = (f"{rest['rss'] / MIB:.1f} MiB" for rest in (before, after))
     yield f"| RSS of the daemon and its helpers | {' | '.join(resident)} | {at_most} |"
+    if "private" in before:
+        written = (f"{rest['private'] / MIB:.1f} MiB" for rest in (before, after))
+        yield f"| of that written and not shared | {' | '.join(written)} | |"
     for kind in sorted(before["held"].keys() | after["held"].keys()):
         yield f"| {kind} | {before['held'].get(kind, 0)} | {after['held'].get(kind, 0)} | equal |"
+
+
+def _in_mib(parts: list[int]) -> str:
+    return ", ".join(f"{part / MIB:.1f}" for part in parts)

@@ -22,11 +22,14 @@ _STARTS = 5
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """A guest that runs: its PID 1, when libvirt told so, and how many before it lost their controller."""
+    """A guest that runs: its PID 1, when libvirt told so, and from when to when each before it was there.
+
+    Those had lost their controller, so libvirt ended them.
+    """
 
     init: int
     told: float
-    lost: int
+    lost: tuple[tuple[float, float], ...]
 
 
 class PassingGuest(LxcGuest):
@@ -43,13 +46,15 @@ class PassingGuest(LxcGuest):
 
     def create(self) -> Created:
         """Start it. Where libvirt lost its controller, which `LxcGuest.start` explains, another takes its place."""
-        for lost in range(_STARTS):
+        lost = list[tuple[float, float]]()
+        for _ in range(_STARTS):
             with self.host.libvirt.connection(self.driver) as connection:
                 domain = connection.createXML(ET.tostring(self._xml(), encoding="unicode"))
                 told = time.monotonic()
                 if self.heard() and (init := self.started()) is not None:
-                    return Created(init, told, lost)
+                    return Created(init, told, tuple(lost))
                 domain.destroy()
+                lost.append((told, time.monotonic()))
         raise LabError(f"libvirt lost the controller of {self.name} {_STARTS} times")
 
     def started(self) -> int | None:

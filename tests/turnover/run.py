@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import libvirt
 
-from bench.processes import cpu_seconds, memory, wait_quiet
+from bench.processes import cpu_seconds, fine_cpu_seconds, memory, wait_quiet
 from tests.chaos.figures import versions
 from tests.chaos.resources import held
 from tests.endurance.attendant import Attendant
@@ -22,7 +22,7 @@ from tests.lab.place import wait_until
 from tests.lab.probe import Outcome
 from tests.lab.release import Flavour
 from tests.turnover.beside import Beside, asked_beside
-from tests.turnover.figures import Figures, Stay
+from tests.turnover.figures import LATE_AT_MOST_S, Figures, Late, Stay
 from tests.turnover.guest import PORTS, Created, PassingGuest
 from tests.turnover.scene import NETWORK, PASSING, STAYING, STAYING_PORT, Scene, set_up
 
@@ -108,12 +108,13 @@ class _Run:
         rules = self._at_rest()
         with self._sampled():
             began, cpu = time.monotonic(), cpu_seconds(self._scene.daemon.pid)
-            beside = {"page": self._beside.page, "libvirt": self._beside.libvirt}
-            before = {what: len(asked.seconds) for what, asked in beside.items()}
             self._turn_over(length)
             self.figures.cpu = cpu_seconds(self._scene.daemon.pid) - cpu
             self.figures.seconds = time.monotonic() - began
-            self.figures.beside = {what: asked.seconds[before[what] :] for what, asked in beside.items()}
+            self.figures.beside = {
+                "page": self._beside.page.seconds(began),
+                "locked": self._beside.libvirt.seconds(began),
+            }
         if length.thorough:
             wait_until(lambda: self._rules() == self._scene.host.own_rules().splitlines(), "all is forgotten", 180, 1)
         self._look_for_leftovers(rules)
@@ -141,14 +142,26 @@ class _Run:
         began = time.monotonic()
         with ThreadPoolExecutor(1) as creator:
             up, told = self._first_answer(guest, creator.submit(guest.create))
+        both, used = max(up, told), fine_cpu_seconds(self._scene.daemon.pid)
         wait_until(lambda: self._is_open(guest.name), f"the ports of {guest.name} answer", interval=_EVERY_S)
-        reached, since = time.monotonic(), max(up, told)
-        own = max(0.0, reached - since - self._beside.libvirt.silence(since, reached))
+        reached, used = time.monotonic(), fine_cpu_seconds(self._scene.daemon.pid) - used
+        silent, page = self._beside.libvirt.silence(both, reached), self._beside.page.longest(up, reached)
+        own = max(0.0, reached - both - silent)
         time.sleep(stay)
+        there = Stay(up - began, told - up, reached - up, own, self._closed_after_stop(guest))
+        if there.late > LATE_AT_MOST_S:
+            self.figures.each_late.append(Late(guest.name, there, silent, page, used, self._ending(up, reached)))
+        self._note(there)
+
+    def _closed_after_stop(self, guest: PassingGuest) -> float:
         guest.stop()
         stopped = time.monotonic()
         wait_until(lambda: self._is_closed(guest.name), f"the ports of {guest.name} are closed", _GONE_WITHIN_S)
-        self._note(Stay(up - began, told - up, reached - up, own, time.monotonic() - stopped))
+        return time.monotonic() - stopped
+
+    def _ending(self, begin: float, end: float) -> int:
+        """Count the containers that libvirt had lost, and ended, between two times."""
+        return sum(since < end and until > begin for since, until in self.figures.lost)
 
     def _first_answer(self, guest: PassingGuest, creating: Future[Created]) -> tuple[float, float]:
         """Give when a guest answered first on its own address, and when libvirt told that it runs: maybe later."""
@@ -201,7 +214,7 @@ class _Run:
         wait_until(lambda: PASSING not in self._scene.host.own_rules(), "the rules of domains that are gone go")
         wait_quiet(pid)
         taken = memory(pid)
-        self.figures.rest.append(Rest(taken.rss, taken.pss, dict(held(self._scene.host, pid))))
+        self.figures.rest.append(Rest(taken.rss, taken.pss, dict(held(self._scene.host, pid)), taken.private))
         return self._rules()
 
     def _rules(self) -> list[str]:
@@ -231,7 +244,9 @@ class _Run:
         def sample() -> None:
             while not over.wait(_SAMPLED_EVERY_S):
                 self.figures.loads.append(os.getloadavg()[0])
-                self.figures.rss.append(memory(self._scene.daemon.pid).rss)
+                taken = memory(self._scene.daemon.pid)
+                self.figures.rss.append(taken.rss)
+                self.figures.private.append(taken.private)
 
         thread = threading.Thread(target=sample, name="samples")
         thread.start()

@@ -22,7 +22,8 @@ from tests.robustness.__main__ import Length, commands
 from tests.robustness.page import store
 from tests.robustness.record import Record, Stamp
 from tests.turnover import figures as turnover
-from tests.turnover.figures import Stay
+from tests.turnover.beside import Asked, Question
+from tests.turnover.figures import Late, Stay
 
 _HELD = {"socket": 9, "threads": 9}
 _STAMP = Stamp("2026-11-21", "0123456789ab")
@@ -77,6 +78,52 @@ def turned_over(after: Rest, late: float = 0.1, left: tuple[str, ...] = (), twic
     return turnover.Figures(2, 50, 20, 600, 30, stays=stays, rest=[rest(), after], left=list(left), twice=twice)
 
 
+def asked(*times: tuple[float, float]) -> Asked:
+    """What was asked and answered at these times, from 0.0 on; the answer before that was there at once."""
+    told = Asked(lambda: None, 0.01)
+    for before, (begin, end) in zip((0.0, *(end for _, end in times)), times, strict=False):
+        told.note(Question(before, begin, end))
+    return told
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "silent"),
+    [
+        (0.0, 9.0, 0.99 + 0.5),  # from the answers before on
+        (0.5, 9.0, 0.5 + 0.5),
+        (0.5, 0.75, 0.25),
+        (0.005, 0.5, 0.49),
+        (1.0, 3.0, 0.0),  # all were answered in time, or there was no answer yet
+        (1.0, 3.25, 0.25),
+        (3.5, 9.0, 0.0),
+    ],
+)
+def test_libvirt_is_silent_from_the_answer_before_one_that_took_long(begin: float, end: float, silent: float) -> None:
+    libvirt = asked((0.009, 0.01), (0.02, 1.0), (1.01, 1.02), (2.99, 3.0), (3.01, 3.5), (3.51, 3.529))
+    assert libvirt.silence(begin, end) == pytest.approx(silent)
+    assert libvirt.longest(1.5, 2.5) == pytest.approx(0.01)
+    assert libvirt.longest(9.0, 10.0) == 0.0
+    assert len(libvirt.seconds(2.0)) == 3
+
+
+def test_an_answer_that_is_still_to_come_is_silence_until_now() -> None:
+    begun, answer = threading.Event(), threading.Event()
+
+    def question() -> None:
+        begun.set()
+        assert answer.wait(10)
+
+    before = time.monotonic()
+    with Asked(question, 0.001) as libvirt:
+        assert begun.wait(10)
+        since = time.monotonic()
+        assert libvirt.silence(since, since + 5) == pytest.approx(5)
+        assert libvirt.silence(before, since + 5) == pytest.approx(libvirt.longest(before, since + 5), abs=1)
+        answer.set()
+    assert libvirt.silence(since + 20, since + 25) == 0.0
+    assert libvirt.seconds(before)
+
+
 def test_a_domain_that_is_reached_late_and_what_is_left_of_one_are_failures() -> None:
     assert turned_over(rest()).faults() == []
     late = "domains were reached later than 100 ms"
@@ -95,7 +142,9 @@ def test_a_domain_that_is_reached_late_and_what_is_left_of_one_are_failures() ->
 def test_what_domains_that_come_and_go_cost_is_on_the_page(tmp_path: Path) -> None:
     page, counted = tmp_path / "robustness.md", turned_over(rest(41))
     counted.loads, counted.assigned = [1.0, 2.0], 4
-    counted.rss, counted.beside = [int(40 * MIB)] * 3 + [int(41 * MIB)] * 9, {"page": [0.002, 0.5], "libvirt": []}
+    counted.rss, counted.private = [int(40 * MIB)] * 3 + [int(41 * MIB)] * 9, [int(30 * MIB)] * 20
+    counted.beside, counted.lost = {"page": [0.002, 0.5], "locked": [0.001]}, ((1.0, 2.0),)
+    counted.each_late = [Late("ci-1", counted.stays[0], silent=0.25, page=0.002, used=0.01, ended=1)]
     store(page, Record("turnover", "legacy", _STAMP, "Linux", counted.record()))
     text = page.read_text(encoding="utf-8")
     assert "| Domains that come and go: libvirt on iptables-legacy | 2 domains, 50 a minute | 4 ports | 0 |" in text
@@ -104,6 +153,25 @@ def test_what_domains_that_come_and_go_cost_is_on_the_page(tmp_path: Path) -> No
     assert "tenth by tenth, 40.0, 40.0, 40.0, 41.0, 41.0, 41.0, 41.0, 41.0, 41.0, 41.0 MiB." in text
     assert "| beside: a page through a forward that has long been there | 0.251 | 0.500 | 0.500 |" in text
     assert "| the same without libvirt's part | 0.035 | 0.050 | 0.050 |" in text
+    assert "and had written itself 30.0, 30.0," in text
+    assert "| of that written and not shared | 0.0 MiB | 0.0 MiB | |" in text
+    (late,) = counted.record()["each_late"]
+    assert late == {
+        "name": "ci-1",
+        "ended": 1,
+        "start": 0.3,
+        "told": -0.1,
+        "late": 0.02,
+        "own": 0.02,
+        "closed": 1.1,
+        "silent": 0.25,
+        "page": 0.002,
+        "used": 0.01,
+    }
+    old = counted.record() | {"beside": {}, "rest": [{"rss": 1, "pss": 1, "held": {}}] * 2}
+    assert "libvirt was asked for nothing but its version" in "\n".join(
+        turnover.section({key: value for key, value in old.items() if key not in {"private", "each_late"}})
+    )
 
 
 def test_what_went_wrong_in_a_fleet_is_on_the_page(tmp_path: Path) -> None:
