@@ -13,7 +13,7 @@ from fwdaemon.audit.rules import format_conflict, format_gate, format_location_r
 from fwdaemon.audit.throttle import Flapped
 from fwdaemon.config.files import about_ignored
 from fwdaemon.core.exposures import Exposure, Owner
-from fwdaemon.core.inventory import HijackedAddress
+from fwdaemon.core.inventory import HijackedAddress, HindranceKind
 from fwdaemon.core.report import (
     AnyFault,
     Assigned,
@@ -87,10 +87,17 @@ def waiting(entries: Iterable[Waiting]) -> None:
         reason = why(entry.reason)
         fields = _owner_field(entry.owner) | {"PORTFWD_CAUSE": reason}
         if entry.declined:
-            text = f"declined {_who(entry.owner)}: {entry.claim}, {reason} ({entry.origin})"
+            text = f"declined {_who(entry.owner)}: {_declined(entry, reason)}"
             _write("declined", text, fields | {"PORTFWD_LISTEN": str(entry.claim)})
         else:
             _write("waiting", f"waiting {_who(entry.owner)}: {reason} ({entry.origin})", fields)
+
+
+def _declined(entry: Waiting, reason: str) -> str:
+    """Say what is not given; what could not be read is told as an error of a file is, with its place ahead."""
+    if entry.reason.kind is HindranceKind.MISREAD:
+        return f"{replace(entry.origin, element='')}: {reason}"
+    return f"{entry.claim}, {reason} ({entry.origin})"
 
 
 def assigned(ports: Iterable[Assigned]) -> None:

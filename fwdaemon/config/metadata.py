@@ -15,7 +15,7 @@ from uuid import UUID
 
 from fwdaemon.config.exposures import ASKED_READERS, AskedEntry
 from fwdaemon.config.lines import KeyPath, LineIndex
-from fwdaemon.config.model import AllowEntry, ForwardEntry, NatEntry
+from fwdaemon.config.model import KEYS, AllowEntry, ForwardEntry, NatEntry
 from fwdaemon.config.node import Document, Node
 from fwdaemon.config.sets import unknown_set
 from fwdaemon.core.inventory import Element, Metadata
@@ -23,6 +23,9 @@ from fwdaemon.core.text import quote, suggest
 from fwdaemon.core.types import Address, Origin, PortRange, Protocol, Until
 from fwdaemon.errors import ConfigError, Problem
 
+# The keys of the file, but for those that are for who administers the host: `domain`, as each asks for itself; `log`
+# and `log_anonymize`, which fill its journal; and `masquerade`, which gives a guest a way to clients that its network
+# and its own routes may be meant not to have.
 ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {
     "forward": ("address", "deny", "interface", "listen", "mac", "max_open", "network", "ports", "rate", "sources"),
     "nat": ("address", "assign", "deny", "mac", "network", "public", "sources"),
@@ -164,6 +167,8 @@ def _refuse_element(element: Element, document: Document) -> None:
 def _about_strange(element: Element, key: str) -> str:
     if key.rpartition("}")[2] in ATTRIBUTES[element.name]:
         return f"attribute {quote(key)} is of a namespace; write it without a prefix"
+    if key in KEYS[element.name]:
+        return f"{quote(key)} is a key of the host's files only; leave it out"
     return f"unknown attribute {quote(key)}; {suggest(key, ATTRIBUTES[element.name])}"
 
 

@@ -66,8 +66,11 @@ def test_elements_are_entries_of_that_domain() -> None:
         ("<p:forward ports='80 80x'/>", 'forward 1: ports[2]: "80x" is no port; write a number from 1 to 65535'),
         ("<p:forward/>", 'forward 1: has no ports; write ports = ["…"] with those that are to be open'),
         ("<p:nat public='192.0.2.8' ports='80'/>", 'nat 1: unknown attribute "ports"; write one of'),
-        ("<p:forward ports='80' masquerade='true'/>", 'forward 1: unknown attribute "masquerade"; write one of'),
-        ("<p:forward ports='80' domain='db'/>", 'forward 1: unknown attribute "domain"; write one of'),
+        (
+            "<p:forward ports='80' masquerade='true'/>",
+            'forward 1: "masquerade" is a key of the host\'s files only; leave it out',
+        ),
+        ("<p:forward ports='80' domain='db'/>", 'forward 1: "domain" is a key of the host\'s files only; leave it out'),
         ("<p:forward p:ports='80'/>", "forward 1: attribute "),
         ("<p:forward ports='80'><p:x/></p:forward>", 'forward 1: has "x" inside; write an element without any'),
         ("<p:forward ports='80'>hello</p:forward>", "forward 1: has text inside; write an element without any"),

@@ -80,8 +80,9 @@ def test_what_is_wrong_is_told_with_the_element_that_it_is_in(caplog: pytest.Log
     caplog.set_level(logging.INFO, "fwdaemon.audit")
     elements = element("nat", public="192.0.2.70"), forward("8000"), forward("80x"), element("nta"), forward("81x")
     lines.waiting(item for item in placed(domain("ci-1", 1, *elements)).waiting if item.claim and not item.claim.ports)
-    places = [record.getMessage().rpartition(" (")[2] for record in caplog.records[1:]]
-    assert places == [f"domain ci-1, metadata: {what})" for what in ("forward 2", "element 4", "forward 3")]
+    told = [record.getMessage().partition(' "')[0] for record in caplog.records[1:]]
+    wrong = ("forward 2: ports[1]:", "forwards: unknown element", "forward 3: ports[1]:")
+    assert told == [f"declined ci-1: domain ci-1, metadata: {what}" for what in wrong]
 
 
 def test_the_status_says_where_each_comes_from_and_why_the_rest_is_refused() -> None:
