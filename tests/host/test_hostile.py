@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 
+import libvirt
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -13,6 +14,7 @@ from tests.host.conftest import HEAD, each_backend, entry
 from tests.host.hostile import LISTEN, METRICS, everything_told, is_sound, said
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, PUBLIC4, PUBLIC4_SECOND, Host
+from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
 
@@ -25,6 +27,8 @@ NAMES = [
     "a\u202eweb \x85z",
     '[red]a{domain="b"} 1\t%s',
 ]
+# Bytes of a definition that libvirt's protocol has room for, REMOTE_STRING_MAX.
+MOST_TOLD = 4 << 20
 BRIDGE = 'b";}\u202e$(x)*'
 NETWORK = """n"; } --comment '$(reboot)\\ \u202e"""
 
@@ -54,6 +58,59 @@ def test_a_hostile_name_is_only_a_name(
         running.wait_log(rf"^removed .* tcp \*:{8000 + number} ")
     # Ports that clients choose, which the rules remember for a while, are higher.
     assert re.search(r"\b80\d\d\b", host.own_rules()) is None
+
+
+@pytest.mark.in_turn
+@each_backend
+def test_a_definition_as_large_as_libvirt_can_tell_costs_no_forward_of_a_file(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    network("default", "192.168.122.0/24")
+    large, other = (
+        lxc_guest(name, Link("default", (f"192.168.122.{at}/24",))) for at, name in ((10, "large"), (11, "other"))
+    )
+    config = HEAD + entry("large", "8000:80", "192.168.122.10") + entry("other", "8001:80", "192.168.122.11")
+    running = daemon(config)
+    answers(host, 8000, "large")
+    fill(large, MOST_TOLD)
+    other.stop()
+    running.wait_log("^removed other: ")
+    other.start()
+    answers(host, 8001, "other")
+    answers(host, 8000, "large")
+    # Whoever reads it for the first time reads all of it.
+    running.terminate()
+    host.portfwd("flush")
+    running = daemon(config)
+    answers(host, 8000, "large")
+    answers(host, 8001, "other")
+    # What libvirt can tell no more changes nothing, and other domains are followed as ever.
+    fill(large, 2 * MOST_TOLD)
+    other.stop()
+    running.wait_log("does not report the devices of large: Unable to encode message payload")
+    running.wait_log("^removed other: ")
+    answers(host, 8000, "large")
+    is_sound(host, running)
+    large.stop()
+    running.wait_log("^removed large: ")
+    assert not host.outside.fetch(f"http://{PUBLIC4}:8000/").answered
+
+
+def fill(guest: LxcGuest, size: int) -> None:
+    """Make a definition so large, in bytes, by elements of another program, as libvirt writes them."""
+    with guest.domain() as domain:
+        lengths = []
+        for number in (1, 2):
+            keep(domain, number)
+            lengths.append(len(domain.XMLDesc()))
+        each = lengths[1] - lengths[0]
+        keep(domain, (size - lengths[0]) // each)
+        assert size > MOST_TOLD or MOST_TOLD - 4096 < len(domain.XMLDesc()) <= MOST_TOLD
+
+
+def keep(domain: libvirt.virDomain, number: int) -> None:
+    text = f"<x>{'<y/>' * number}</x>"
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, "k", "urn:other", libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
 def answers(host: Host, port: int, name: str) -> None:
