@@ -26,6 +26,11 @@ domain = "far"
 address = "FAR4"
 ports = ["auto:80", "auto:22"]
 """
+# As many ports as the test has uses for.
+FOUR: Final = range(20010, 20014)
+PATTERN: Final = '[[forward]]\ndomain = "we*"\nports = ["auto:80"]\n'
+# What has been assigned, in the state directory and beside it.
+RECORDS: Final = ("/var/lib/kvm-portfwd/auto-ports.json", "/run/kvm-portfwd/auto-ports.json")
 GUESTS: Final = ("web", "neighbour", "far")
 MANUAL: Final = Path(__file__).parents[2] / "man" / "kvm-portfwd.8"
 
@@ -90,6 +95,42 @@ def test_a_pattern_takes_no_port_on_which_a_process_waited_first(scene: Scene) -
         assert outside.fetch(at(8080)).text == f"web {CLIENT4}"
         servers.pop(0).stop()
         scene.answers(lambda: outside.fetch(at(8081)), f"web {CLIENT4}")
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def test_no_port_is_assigned_on_which_a_process_waits_and_one_that_a_file_names_later_moves(scene: Scene) -> None:
+    host, outside = scene.host, scene.host.outside
+    head = HEAD + f'auto_ports = "{FOUR[0]}-{FOUR[-1]}"\n'
+
+    def assigned() -> int:
+        wait_until(lambda: port(host, "--port-only", "web", "80") != "", "web has a port")
+        return int(port(host, "--port-only", "web", "80"))
+
+    for guest in (scene.web, scene.neighbour):
+        guest.speak("192.168.122.1")
+    host.run("rm", "-f", *RECORDS)
+    first = scene.daemon(PATTERN, head)
+    own = assigned()
+    first.terminate()
+    # As if it had never been assigned: it is the first that is tried again.
+    host.run("rm", "-f", *RECORDS)
+    quiet, *_ = (number for number in FOUR if number != own)
+    servers = [host.place.serve("host", "tcp", own), on_loopback(host, quiet)]
+    try:
+        daemon = scene.daemon(PATTERN, head)
+        scene.answers(lambda: outside.fetch(at(assigned())), f"web {CLIENT4}")
+        another = assigned()
+        assert another not in {own, quiet}
+        assert outside.tcp(PUBLIC4, own).text == f"host {CLIENT4}"
+        daemon.reload_with(f'{head}{PATTERN}[[forward]]\ndomain = "neighbour"\nports = ["{another}:80"]\n')
+        (last,) = set(FOUR) - {own, quiet, another}
+        line = rf"^assigned {last} to web: tcp 80 \(\S+:4\), since {another} is claimed at /etc/portfwd\.toml:9$"
+        daemon.wait_log(line)
+        assert assigned() == last
+        scene.answers(lambda: outside.fetch(at(last)), f"web {CLIENT4}")
+        scene.answers(lambda: outside.fetch(at(another)), f"neighbour {CLIENT4}")
     finally:
         for server in servers:
             server.stop()
