@@ -1,5 +1,6 @@
 """Domains open ports by their own definitions as far as a policy covers that; whatever else is there opens nothing."""
 
+import re
 import struct
 import time
 import xml.etree.ElementTree as ET
@@ -88,7 +89,7 @@ def test_hostile_metadata_costs_its_own_domain_and_no_other(scene: Scene) -> Non
     set_metadata(scene.neighbour, "urn:other", "<x>" + "<y/>" * 100_000 + "</x>")
     set_metadata(scene.neighbour, NAMESPACE, "<forwards>" + "<forward ports='8000:80'/>" * 5_000 + "</forwards>")
     daemon.wait_log(
-        r"^declined neighbour: metadata, is larger than 64 KiB; nothing of it is in force \(domain neighbour"
+        r"^declined neighbour: domain neighbour, metadata: is larger than 64 KiB; nothing of it is in force$"
     )
     used, lasted = flood(scene, daemon)
     # What was saved up may go first, then what came in; all that was begun is paid for once another domain is served.
@@ -151,6 +152,56 @@ def test_a_definition_opens_what_is_allowed_and_is_followed_at_once(scene: Scene
     daemon.reload_with(HEAD)
     scene.refused(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"))
     wait_until(lambda: "no [[allow]] is for this domain" in daemon.process.text(), "it says why")
+
+
+LIMITED = f"""
+[[forward]]
+domain = "neighbour"
+ports = ["8005:80"]
+
+[[allow]]
+domains = ["WEB"]
+networks = ["default"]
+listen = ["{PUBLIC4}"]
+ports = ["8000-8009"]
+max = 2
+
+[[allow]]
+domains = ["neigh*"]
+networks = ["other"]
+ports = ["8000-8009"]
+"""
+BY_UUID, BY_NAME = "/etc/portfwd.toml:8", "/etc/portfwd.toml:15"
+
+
+def test_each_limit_of_a_policy_holds_and_what_it_refuses_is_told_with_its_place(scene: Scene) -> None:
+    at_public = f'listen="{PUBLIC4}"'
+    ports = (*(f'ports="{port}:80" {at_public}' for port in (8000, 22, 8005)), f'ports="8003:80 8004:80" {at_public}')
+    wide = ('ports="8001:80"', 'ports="8002:80" listen="192.168.122.1"')
+    ask(scene, scene.web, "".join(f"<forward {item}/>" for item in (*ports, *wide)))
+    ask(scene, scene.neighbour, f'<forward ports="8006:80" {at_public}/>')
+    ask(scene, scene.far, f'<forward ports="8007:80" {at_public}/>')
+    config = LIMITED.replace("WEB", scene.web.uuid)
+    daemon = scene.daemon(config)
+    for port in (8000, 8003):
+        scene.answers(lambda port=port: scene.host.outside.fetch(url(PUBLIC4, port)), f"web {CLIENT4}")  # type: ignore[misc]
+        daemon.wait_log(rf"^added web: tcp \S+:{port} -> .*, metadata: forward \d; allowed by {BY_UUID}\)")
+    for claim, reason in (
+        (f"web: tcp {PUBLIC4}:22", f"the closest, {BY_UUID}, does not cover ports tcp 22"),
+        (f"web: tcp {PUBLIC4}:8004", f"the closest, {BY_UUID}, does not cover max 2"),
+        ("web: tcp *:8001", f"the closest, {BY_UUID}, does not cover listen *"),
+        ("web: tcp 192.168.122.1:8002", f"the closest, {BY_UUID}, does not cover listen 192.168.122.1"),
+        (f"neighbour: tcp {PUBLIC4}:8006", f"the closest, {BY_NAME}, does not cover networks default"),
+        (f"far: tcp {PUBLIC4}:8007", "no [[allow]] is for this domain"),
+        (f"web: tcp {PUBLIC4}:8005", "neighbour has it already (/etc/portfwd.toml:4)"),
+    ):
+        daemon.wait_log(rf"^declined {re.escape(claim)}, (no \[\[allow\]\] covers it; )?{re.escape(reason)} \(domain ")
+    assert page(scene, 8005) == f"neighbour {CLIENT4}"
+    assert not any(scene.host.outside.fetch(url(PUBLIC4, port)).answered for port in (8001, 8002, 8004, 8006, 8007))
+    # A file may name later what is given already, which then counts for no policy any more.
+    daemon.reload_with(HEAD + config.replace("8005:80", "8000:80"))
+    daemon.wait_log(rf"^declined web: tcp {PUBLIC4}:8000, neighbour has it already \(/etc/portfwd\.toml:4\)")
+    scene.answers(lambda: scene.host.outside.fetch(url(PUBLIC4, 8000)), f"neighbour {CLIENT4}")
 
 
 @pytest.mark.in_turn
