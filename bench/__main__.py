@@ -15,6 +15,7 @@ from types import FrameType
 from bench import admission, apply, daemon_start, data_path, disturbed, domain_start, healing, idle, plot, tracked
 from bench.figure import Earlier, Figure
 from bench.machine import Steal, facts, loads
+from bench.peers import side_by_side
 from bench.setting import Setting
 from bench.table import document, section
 from bench.traffic import compiled
@@ -43,6 +44,7 @@ _KINDS = {
     "admission": Kind(admission.measure),
     "idle": Kind(idle.measure),
     "start": Kind(daemon_start.measure),
+    "peers": Kind(side_by_side.measure),
 }
 
 

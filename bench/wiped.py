@@ -10,6 +10,7 @@ from bench.forwards import PUBLIC, config, last_port
 from bench.processes import Memory, memory, wait_quiet
 from bench.scene import Scene
 from tests.lab.daemon import Daemon
+from tests.lab.host import Host
 from tests.lab.release import LibvirtFirewall
 
 # What is wanted holds where commits of others are not slow, too.
@@ -37,6 +38,16 @@ def wipe_text(wipe: tuple[str, ...]) -> str:
     return " ".join(word for word in wipe if word != "-w")
 
 
+def saved(host: Host) -> str:
+    """Give libvirt's rules, before there are any of ours, for `restore`."""
+    return host.run(*_SAVE[host.flavour.firewall]).stdout
+
+
+def restore(host: Host, theirs: str) -> None:
+    """Put libvirt's rules back."""
+    host.run(*_RESTORE[host.flavour.firewall], stdin=theirs)
+
+
 class Wiped:
     """The host of a scene and its daemon; `start` starts that on a configuration."""
 
@@ -44,8 +55,7 @@ class Wiped:
         self.scene = scene
         self.config = config(size, resync="1h")
         self._port = last_port(size)
-        self._firewall = scene.host.flavour.firewall
-        self._theirs = scene.host.run(*_SAVE[self._firewall]).stdout
+        self._theirs = saved(scene.host)
         self.daemon = start(scene, self.config)
 
     def heal_once(self, wipe: tuple[str, ...], meanwhile: AbstractContextManager[None] | None = None) -> float:
@@ -83,5 +93,5 @@ class Wiped:
         """Put back what a wipe takes from libvirt, and wait until nothing is left to do."""
         yield
         if wipe != OURS:
-            self.scene.host.run(*_RESTORE[self._firewall], stdin=self._theirs)
+            restore(self.scene.host, self._theirs)
         wait_quiet(self.daemon.pid)

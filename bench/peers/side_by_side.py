@@ -1,0 +1,168 @@
+"""Figure: side by side with the peers."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+from bench.figure import Figure
+from bench.forwards import PUBLIC, last_port
+from bench.peers.by_hand import Hooks, Nft
+from bench.peers.compared import ADD, APPLY, HEAL, MEMORY, P99, RATE, RELOAD, REMOVE, Measure, Told
+from bench.peers.docker import Docker
+from bench.peers.firewalld import Firewalld
+from bench.peers.netavark import Netavark
+from bench.peers.ours import Ours
+from bench.peers.peer import Peer, one_more, seconds, settle
+from bench.processes import memory
+from bench.scene import Scene
+from bench.setting import Setting
+from bench.wiped import EVERYTHING, PATIENCE_S, restore
+from tests.lab.command import LabError
+from tests.lab.place import wait_until
+from tests.lab.release import own_release
+
+_PEERS: Final[tuple[Callable[[Scene], Peer], ...]] = (Ours, Nft, Firewalld, Netavark, Docker, Hooks)
+_ROUNDS: Final = {10: 9, 100: 7, 1000: 5}
+_QUICK_ROUNDS: Final = {10: 2}
+# Of the slow ones with that many ports or more.
+_MANY, _SLOW_ROUNDS = 1000, 3
+_CONNECTIONS: Final = 3000
+# For so long nobody puts back what a wipe took.
+_WATCHED_S: Final = 10.0
+_NOTES = """\
+N ports of the host lead to guests behind it, in the same turn with each peer, every peer on a host of its own with the
+same guests. Daemons are asked over their sockets, programs are started: no command line tool that would only pass the
+question on is in the times, and files are written before. {abouts} Each change is tried by a client outside. Through
+the last of N ports, two clients outside open {count:,} connections, one after another each. Memory is the proportional
+share (PSS) of the processes that stay, nothing where none does. `{wipe}`, and a client tries again half a millisecond
+after each answer until the port answers again: {fates}. A first turn with the fewest ports does not count.
+
+How many times better ours is comes from samples of the same turn: seconds and bytes of the peer divided by ours,
+connections of ours divided by those of the peer."""
+
+
+def measure(setting: Setting) -> Figure:
+    """Measure with a host for each peer.
+
+    Raises:
+        LabError: the peers are not to be had for that release.
+
+    """
+    if setting.flavour.release is not own_release():
+        raise LabError("the peers come from this machine's own release, and run on hosts of it alone")
+    rounds = setting.runs(_ROUNDS, _QUICK_ROUNDS)
+    with ExitStack() as at_end:
+        peers = [at_end.enter_context(_ready(setting, peer)) for peer in _PEERS]
+        told = Told(peers[0].label, frozenset(peer.label for peer in peers if peer.limit))
+        _take_turns(peers, rounds, told)
+        fates = {peer.label: _fate(peer, min(rounds)) for peer in peers[1:]}
+    notes = _NOTES.format(
+        count=_CONNECTIONS,
+        wipe=" ".join(EVERYTHING[False]),
+        abouts=" ".join(f"{peer.label}: {peer.about}." for peer in peers),
+        fates="; ".join(f"{who}: {fate}" for who, fate in fates.items()),
+    )
+    return Figure(
+        "peers",
+        "Side by side with the peers",
+        str(setting.flavour),
+        notes,
+        tuple(told.series()),
+        tuple(told.wants({})),
+        "ports",
+        tuple(peer.label for peer in peers),
+        tuple(told.versus()),
+    )
+
+
+@contextmanager
+def _ready(setting: Setting, peer: Callable[[Scene], Peer]) -> Iterator[Peer]:
+    # Only a routed network takes connections that libvirt's own rules would refuse behind NAT.
+    with setting.scene(mode="route") as scene:
+        made = peer(scene)
+        settle(made)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def _take_turns(peers: list[Peer], rounds: Mapping[int, int], told: Told) -> None:
+    for peer in peers:
+        _take(peer, min(rounds), Told("", frozenset()))
+    for turn in range(max(rounds.values())):
+        for size in [size for size, count in rounds.items() if turn < count]:
+            for peer in peers:
+                if not (peer.slow and size >= _MANY and turn >= _SLOW_ROUNDS):
+                    _take(peer, size, told)
+
+
+def _take(peer: Peer, size: int, told: Told) -> None:
+    """Publish, use, change and withdraw so many ports."""
+
+    def tell(measure: Measure, sample: float) -> None:
+        told.add(measure, peer.label, size, sample)
+
+    tell(APPLY, seconds(peer.scene, peer.publish(size)))
+    settle(peer)
+    connections = peer.scene.traffic.connections(PUBLIC, last_port(size), _CONNECTIONS)
+    tell(RATE, connections.rate)
+    tell(P99, connections.p99)
+    tell(MEMORY, float(sum(memory(pid).pss for pid in peer.pids())))
+    _change(peer, size, tell)
+    if isinstance(peer, Ours):
+        tell(HEAL, _healed(peer, size))
+    peer.withdraw(size)
+    settle(peer)
+
+
+def _change(peer: Peer, size: int, tell: Callable[[Measure, float], None]) -> None:
+    tell(ADD, seconds(peer.scene, peer.add(size)))
+    _see(peer, size, answers=True)
+    tell(REMOVE, seconds(peer.scene, peer.remove(size)))
+    _see(peer, size, answers=False)
+    if steps := peer.reload(size):
+        tell(RELOAD, seconds(peer.scene, steps))
+        _see(peer, size, answers=True)
+
+
+def _see(peer: Peer, size: int, *, answers: bool) -> None:
+    """See that the one more port answers, or does not, and that nothing is left to do."""
+    wait_until(lambda: _connects(peer, one_more(size)) is answers, f"{peer.label}: the port answers: {answers}")
+    settle(peer)
+
+
+def _connects(peer: Peer, port: int) -> bool:
+    try:
+        peer.scene.host.outside.connect(PUBLIC, port).close()
+    except OSError:
+        return False
+    return True
+
+
+def _healed(peer: Ours, size: int) -> float:
+    """Wipe everything; the seconds without an answer."""
+    host = peer.scene.host
+    with peer.scene.traffic.knocking(PUBLIC, last_port(size)) as knocking:
+        knocking.wait("up", PATIENCE_S)
+        before = knocking.changes
+        host.run(*EVERYTHING[False])
+        gap = knocking.outage(before, PATIENCE_S)
+    restore(host, peer.libvirts)
+    settle(peer)
+    return gap
+
+
+def _fate(peer: Peer, size: int) -> str:
+    """Wipe everything of a peer that is measured no more, and say what came of it."""
+    seconds(peer.scene, peer.publish(size))
+    with peer.scene.traffic.knocking(PUBLIC, last_port(size)) as knocking:
+        knocking.wait("up", PATIENCE_S)
+        peer.scene.host.run(*EVERYTHING[False])
+        time.sleep(_WATCHED_S)
+        answers = knocking.answers
+    if peer.scene.host.run("nft", "list", "ruleset").stdout.strip():
+        return "its rules are back"
+    lost = f"its rules are not back within {_WATCHED_S:.0f} s"
+    return f"{lost}, and a process of its own answers instead" if answers else lost
