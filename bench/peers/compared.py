@@ -6,6 +6,7 @@ from statistics import median
 from typing import Final
 
 from bench.figure import Series, Unit, Versus, Want, ratios
+from bench.table import number
 
 Samples = Mapping[int, Sequence[float]]
 # The others may be so much better before we are behind: that much the same way differs from itself.
@@ -45,6 +46,51 @@ MEASURES: Final = (APPLY, ADD, REMOVE, RELOAD, HEAL, RATE, P99, MEMORY)
 
 
 @dataclass(frozen=True, slots=True)
+class Parts:
+    """What a reconcile took alone, in seconds by its parts and by the number of ports: of all, and of one more."""
+
+    every: Mapping[int, Mapping[str, Sequence[float]]]
+    one: Mapping[int, Mapping[str, Sequence[float]]]
+
+    def because(self, measure: Measure, size: int) -> str:
+        """Say what it is that takes longer than a peer's way."""
+        if measure in _CHANGES:
+            return f"{self._reconcile(self.one[size], size)} {_CHANGES[measure]}"
+        if measure is APPLY:
+            return (
+                f"{self._reconcile(self.every[size], size)} Before it, the file is read and checked; after it, the"
+                " audit has a line for each port."
+            )
+        return _STANDING.get(measure, "")
+
+    def _reconcile(self, parts: Mapping[str, Sequence[float]], size: int) -> str:
+        whole, committed, programs = (number(1000 * median(parts[key])) for key in ("whole", "committed", "programs"))
+        return (
+            f"With {size:,} ports, the reconcile alone takes {whole} ms: {committed} ms until the rules are in the"
+            f" kernel, of which `nft` takes {programs} ms, and the rest to look at the rules of others, and to tell."
+        )
+
+
+_ASKED: Final = (
+    "Besides, the daemon looks whether the port is free, writes down until when it is open, so that a restart keeps it,"
+    " and answers once it is in force. A hook script asks nothing and keeps nothing: it runs four programs."
+)
+_CHANGES: Final = {ADD: _ASKED, REMOVE: _ASKED, RELOAD: "Before it, the file is read and checked as a whole."}
+_MORE_LOOKUPS: Final = (
+    "A new connection is looked up more often than in one map: whether it comes from a guest, whether the address is"
+    " the host's, whether the port had another guest before; and it is labelled and counted."
+)
+_STANDING: Final = {
+    RATE: _MORE_LOOKUPS,
+    P99: _MORE_LOOKUPS,
+    MEMORY: (
+        "The daemon holds libvirt's library, what it knows of guests, each port with its reason for the status, and"
+        " what it compares the kernel with; firewalld, in Python too, knows zones alone and heals nothing."
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Told:
     """Samples by what was measured, of whom, and with how many ports; `ours` and `limits` are some of these."""
 
@@ -72,7 +118,7 @@ class Told:
                     if who != self.ours and all(theirs[size]):
                         yield Versus(measure.name, size, who, measure.times_better(ours[size], theirs[size]))
 
-    def wants(self, because: Mapping[Measure, str]) -> Iterator[Want]:
+    def wants(self, parts: Parts | None = None) -> Iterator[Want]:
         """Want to be ahead of the best of the peers in each thing, whatever the limit is."""
         limits = {measure.name: measure for measure in MEASURES}
         best: dict[tuple[str, int], Versus] = {}
@@ -83,5 +129,5 @@ class Told:
         for (name, size), versus in best.items():
             measure = limits[name]
             text = f"{name}, at {size:,}: at least {measure.limit:g} times as good as the best peer, {versus.who}"
-            reason = because.get(measure, "")
+            reason = parts.because(measure, size) if parts else ""
             yield Want(text, versus.times_better, measure.limit, " times", at_least=True, because=reason)

@@ -1,5 +1,6 @@
 """Figure: side by side with the peers."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -8,7 +9,7 @@ from typing import Final
 from bench.figure import Figure
 from bench.forwards import PUBLIC, last_port
 from bench.peers.by_hand import Hooks, Nft
-from bench.peers.compared import ADD, APPLY, HEAL, MEMORY, P99, RATE, RELOAD, REMOVE, Measure, Told
+from bench.peers.compared import ADD, APPLY, HEAL, MEMORY, P99, RATE, RELOAD, REMOVE, Measure, Parts, Told
 from bench.peers.docker import Docker
 from bench.peers.firewalld import Firewalld
 from bench.peers.netavark import Netavark
@@ -16,7 +17,7 @@ from bench.peers.ours import Ours
 from bench.peers.peer import Peer, one_more, seconds, settle
 from bench.processes import memory
 from bench.scene import Scene
-from bench.setting import Setting
+from bench.setting import Setting, inside
 from bench.wiped import EVERYTHING, PATIENCE_S, restore
 from tests.lab.command import LabError
 from tests.lab.place import wait_until
@@ -28,18 +29,22 @@ _QUICK_ROUNDS: Final = {10: 2}
 # Of the slow ones with that many ports or more.
 _MANY, _SLOW_ROUNDS = 1000, 3
 _CONNECTIONS: Final = 3000
+# So often for the parts of our times.
+_PARTS: Final = "3"
+_HEALED: Final = "It heals, as shown."
 # For so long nobody puts back what a wipe took.
 _WATCHED_S: Final = 10.0
 _NOTES = """\
-N ports of the host lead to guests behind it, in the same turn with each peer, every peer on a host of its own with the
-same guests. Daemons are asked over their sockets, programs are started: no command line tool that would only pass the
-question on is in the times, and files are written before. {abouts} Each change is tried by a client outside. Through
-the last of N ports, two clients outside open {count:,} connections, one after another each. Memory is the proportional
-share (PSS) of the processes that stay, nothing where none does. `{wipe}`, and a client tries again half a millisecond
-after each answer until the port answers again: {fates}. A first turn with the fewest ports does not count.
+N ports of the host lead to guests behind it, in turn with each peer, every peer on a host of its own with the same
+guests. Daemons are asked over their sockets, and programs are run: no command line tool that would only pass the
+question on is in the times. What is asked for is written before, and files of hosts are in memory. Whether a change is
+in force is tried by a client outside. Through the last of N ports, two clients outside open {count:,} connections, one
+after another each. Memory is the proportional share (PSS) of the processes that stay, nothing where none does. A wipe
+is `{wipe}`; a client outside tries again half a millisecond after each answer. A first turn with the fewest ports does
+not count. How many times better ours is comes from samples of the same turn: seconds and bytes of the peer divided by
+ours, connections of ours divided by those of the peer.
 
-How many times better ours is comes from samples of the same turn: seconds and bytes of the peer divided by ours,
-connections of ours divided by those of the peer."""
+{abouts}"""
 
 
 def measure(setting: Setting) -> Figure:
@@ -56,12 +61,12 @@ def measure(setting: Setting) -> Figure:
         peers = [at_end.enter_context(_ready(setting, peer)) for peer in _PEERS]
         told = Told(peers[0].label, frozenset(peer.label for peer in peers if peer.limit))
         _take_turns(peers, rounds, told)
-        fates = {peer.label: _fate(peer, min(rounds)) for peer in peers[1:]}
+        fates = [_HEALED, *(_fate(peer, min(rounds)) for peer in peers[1:])]
+        parts = _parts(peers[0], rounds)
     notes = _NOTES.format(
         count=_CONNECTIONS,
         wipe=" ".join(EVERYTHING[False]),
-        abouts=" ".join(f"{peer.label}: {peer.about}." for peer in peers),
-        fates="; ".join(f"{who}: {fate}" for who, fate in fates.items()),
+        abouts="\n".join(f"- {peer.label}: {peer.about}. {fate}" for peer, fate in zip(peers, fates, strict=True)),
     )
     return Figure(
         "peers",
@@ -69,7 +74,7 @@ def measure(setting: Setting) -> Figure:
         str(setting.flavour),
         notes,
         tuple(told.series()),
-        tuple(told.wants({})),
+        tuple(told.wants(parts)),
         "ports",
         tuple(peer.label for peer in peers),
         tuple(told.versus()),
@@ -163,6 +168,17 @@ def _fate(peer: Peer, size: int) -> str:
         time.sleep(_WATCHED_S)
         answers = knocking.answers
     if peer.scene.host.run("nft", "list", "ruleset").stdout.strip():
-        return "its rules are back"
-    lost = f"its rules are not back within {_WATCHED_S:.0f} s"
-    return f"{lost}, and a process of its own answers instead" if answers else lost
+        return "Its rules are back after a wipe."
+    lost = f"Its rules are not back {_WATCHED_S:.0f} s after a wipe"
+    return f"{lost}; its proxy answers instead." if answers else f"{lost}, and nothing answers."
+
+
+def _parts(peer: Peer, rounds: Mapping[int, int]) -> Parts:
+    """Measure a reconcile alone, where the daemon ran."""
+    host = peer.scene.host
+    peer.close()
+    host.portfwd("flush")
+    return Parts(
+        {size: json.loads(inside(host, "reconciling", "apply", str(size), _PARTS, "0")) for size in rounds},
+        {size: json.loads(inside(host, "reconciling", "change", str(size), _PARTS)) for size in rounds},
+    )
