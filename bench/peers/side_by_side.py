@@ -8,6 +8,7 @@ from typing import Final
 
 from bench.figure import Figure
 from bench.forwards import PUBLIC, last_port
+from bench.peers.acting import FailedError
 from bench.peers.by_hand import Hooks, Nft
 from bench.peers.compared import ADD, APPLY, HEAL, MEMORY, P99, RATE, RELOAD, REMOVE, Measure, Parts, Told
 from bench.peers.docker import Docker
@@ -23,7 +24,13 @@ from tests.lab.command import LabError
 from tests.lab.place import wait_until
 from tests.lab.release import own_release
 
-_PEERS: Final[tuple[Callable[[Scene], Peer], ...]] = (Ours, Nft, Firewalld, Netavark, Docker, Hooks)
+_PEERS: Final[Mapping[str, Callable[[Scene], Peer]]] = {
+    Nft.label: Nft,
+    Firewalld.label: Firewalld,
+    Netavark.label: Netavark,
+    Docker.label: Docker,
+    Hooks.label: Hooks,
+}
 _ROUNDS: Final = {10: 9, 100: 7, 1000: 5}
 _QUICK_ROUNDS: Final = {10: 2}
 # Of the slow ones with that many ports or more.
@@ -58,15 +65,21 @@ def measure(setting: Setting) -> Figure:
         raise LabError("the peers come from this machine's own release, and run on hosts of it alone")
     rounds = setting.runs(_ROUNDS, _QUICK_ROUNDS)
     with ExitStack() as at_end:
-        peers = [at_end.enter_context(_ready(setting, peer)) for peer in _PEERS]
+        peers, absent = [at_end.enter_context(_ready(setting, Ours, min(rounds)))], []
+        for label, peer in _PEERS.items():
+            try:
+                peers.append(at_end.enter_context(_ready(setting, peer, min(rounds))))
+            except (LabError, FailedError) as error:
+                absent.append(f"- {label} does not run here: {str(error).strip().splitlines()[-1]}")
         told = Told(peers[0].label, frozenset(peer.label for peer in peers if peer.limit))
         _take_turns(peers, rounds, told)
         fates = [_HEALED, *(_fate(peer, min(rounds)) for peer in peers[1:])]
         parts = _parts(peers[0], rounds)
+    abouts = [f"- {peer.label}: {peer.about}. {fate}" for peer, fate in zip(peers, fates, strict=True)]
     notes = _NOTES.format(
         count=_CONNECTIONS,
         wipe=" ".join(EVERYTHING[False]),
-        abouts="\n".join(f"- {peer.label}: {peer.about}. {fate}" for peer, fate in zip(peers, fates, strict=True)),
+        abouts="\n".join([*abouts, *absent]),
     )
     return Figure(
         "peers",
@@ -82,20 +95,20 @@ def measure(setting: Setting) -> Figure:
 
 
 @contextmanager
-def _ready(setting: Setting, peer: Callable[[Scene], Peer]) -> Iterator[Peer]:
+def _ready(setting: Setting, peer: Callable[[Scene], Peer], size: int) -> Iterator[Peer]:
+    """Boot a host for a peer, and let it do once what it will do again."""
     # Only a routed network takes connections that libvirt's own rules would refuse behind NAT.
     with setting.scene(mode="route") as scene:
         made = peer(scene)
-        settle(made)
         try:
+            settle(made)
+            _take(made, size, Told("", frozenset()))
             yield made
         finally:
             made.close()
 
 
 def _take_turns(peers: list[Peer], rounds: Mapping[int, int], told: Told) -> None:
-    for peer in peers:
-        _take(peer, min(rounds), Told("", frozenset()))
     for turn in range(max(rounds.values())):
         for size in [size for size, count in rounds.items() if turn < count]:
             for peer in peers:
