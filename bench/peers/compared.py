@@ -73,7 +73,7 @@ class Parts:
 
 _ASKED: Final = (
     "Besides, the daemon looks whether the port is free, writes down until when it is open, so that a restart keeps it,"
-    " and answers once it is in force. A hook script asks nothing and keeps nothing: it runs four programs."
+    " and answers once it is in force. A hook script runs four programs; what firewalld adds ends at its next start."
 )
 _CHANGES: Final = {ADD: _ASKED, REMOVE: _ASKED, RELOAD: "Before it, the file is read and checked as a whole."}
 _MORE_LOOKUPS: Final = (
