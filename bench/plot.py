@@ -13,7 +13,7 @@ from bench.figure import NONE, Figure, Series, Spread, Unit
 
 _INCHES = 9.0, 3.2
 # Of parts side by side.
-_COLUMNS = 3
+_COLUMNS = 4
 _NAMES = {
     Unit.SECONDS: "seconds",
     Unit.PER_SECOND: "per second",
@@ -54,8 +54,11 @@ def _side_by_side(figure: Figure) -> Canvas:
         things.setdefault(thing, []).append((replace(series, label=side), colours[side]))
     drawn = {thing: every for thing, every in things.items() if len(every) > 1}
     rows = -(-len(drawn) // _COLUMNS)
-    canvas = Canvas(figsize=(_INCHES[0] * 1.3, _INCHES[1] * rows), layout="constrained")
-    for axes, (thing, every) in zip(canvas.subplots(rows, _COLUMNS).flat, drawn.items(), strict=False):
+    canvas = Canvas(figsize=(_INCHES[0] * 1.5, _INCHES[1] * rows), layout="constrained")
+    parts = canvas.subplots(rows, _COLUMNS, squeeze=False).flat
+    for axes in parts[len(drawn) :]:
+        axes.set_axis_off()
+    for axes, (thing, every) in zip(parts, drawn.items(), strict=False):
         _draw_unit(axes, [series for series, _ in every], every[0][0].unit, figure.counted, [each for _, each in every])
         axes.set_title(thing, fontsize="medium")
     handles = [
