@@ -27,6 +27,7 @@ from bench import (
 )
 from bench.figure import Earlier, Figure
 from bench.machine import Steal, facts, loads
+from bench.peers import side_by_side
 from bench.setting import Setting
 from bench.table import document, section
 from bench.traffic import compiled
@@ -56,6 +57,7 @@ _KINDS = {
     "filling": Kind(filling.measure),
     "idle": Kind(idle.measure),
     "start": Kind(daemon_start.measure),
+    "peers": Kind(side_by_side.measure),
 }
 
 

@@ -78,8 +78,21 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True)
+class Versus:
+    """How many times better we were than `who` in each turn, in `what`, at one number of `Figure.counted`."""
+
+    what: str
+    size: int
+    who: str
+    times_better: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure of the benchmark. `notes` say how it was measured and what limits it; sizes are those of `counted`."""
+    """One figure of the benchmark. `notes` say how it was measured and what limits it; sizes are those of `counted`.
+
+    With `sides`, those stand side by side: the label of each series is what it is of, a comma, and one of them.
+    """
 
     name: str
     title: str
@@ -88,6 +101,8 @@ class Figure:
     series: tuple[Series, ...]
     wants: tuple[Want, ...] = ()
     counted: str = "forwards"
+    sides: tuple[str, ...] = ()
+    versus: tuple[Versus, ...] = ()
 
     @property
     def sizes(self) -> list[int]:

@@ -64,7 +64,8 @@ def _compared(figure: Figure, before: Earlier) -> Iterator[tuple[str, ...]]:
 
 def section(figure: Figure, plot: str | None = None) -> str:
     """One figure with its title."""
-    parts = [f"## {figure.title}, {figure.host}", figure.notes, _table(figure)]
+    parts = [f"## {figure.title}, {figure.host}", figure.notes]
+    parts += _side_by_side(figure) if figure.sides else [_table(figure)]
     if plot:
         parts.append(f"![{figure.title}]({plot})")
     if figure.wants:
@@ -76,6 +77,34 @@ def section(figure: Figure, plot: str | None = None) -> str:
 def _table(figure: Figure) -> str:
     head = [figure.counted, *("none" if size == NONE else f"{size:,}" for size in figure.sizes)]
     return rows(head, ([series.label, *_cells(series, figure.sizes)] for series in figure.series))
+
+
+def _side_by_side(figure: Figure) -> Iterator[str]:
+    """A column for each side, a row for each thing at each number; and how many times better the first one is."""
+    labelled = {series.label: series for series in figure.series}
+    names = dict.fromkeys(label.rpartition(", ")[0] for label in labelled)
+    found = [(name, [labelled.get(f"{name}, {side}") for side in figure.sides]) for name in names]
+    body = (
+        [name, f"{size:,}", *(_cell(series, size) for series in every)]
+        for name, every in found
+        for size in figure.sizes
+    )
+    yield rows(["", figure.counted, *figure.sides], body)
+    first, *others = figure.sides
+    yield f"How many times better {first} is:"
+    times = {(versus.what, versus.size, versus.who): Spread.of(versus.times_better) for versus in figure.versus}
+    compared = dict.fromkeys((versus.what, versus.size) for versus in figure.versus)
+    cells = ([what, f"{size:,}", *(_times(times.get((what, size, who))) for who in others)] for what, size in compared)
+    yield rows(["", figure.counted, *others], cells)
+
+
+def _cell(series: Series | None, size: int) -> str:
+    samples = series.samples.get(size) if series else None
+    return cell(Spread.of(samples), series.unit) if series and samples else ""
+
+
+def _times(spread: Spread | None) -> str:
+    return f"{number(spread.median)} ({number(spread.low)} to {number(spread.high)})" if spread else ""
 
 
 def _cells(series: Series, sizes: Sequence[int]) -> Iterator[str]:

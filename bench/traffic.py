@@ -13,7 +13,7 @@ from tests.lab.host import Host
 from tests.lab.place import Place, Process
 
 _SOURCE = Path(__file__).with_name("traffic.c")
-_ON_HOST = "/run/traffic"
+ON_HOST = "/run/traffic"
 # Servers, and clients of one measurement: enough to keep the smallest machine busy, and never more than it has.
 _PROCESSES = 2
 # Ten thousand linear rules make a connection slow, and a busy machine everything.
@@ -51,6 +51,11 @@ class Knocking:
     def changes(self) -> int:
         """How often it has changed so far."""
         return len(self._process.lines())
+
+    @property
+    def answers(self) -> bool:
+        """Whether the last try was answered."""
+        return self._process.lines()[-1].text.startswith("up ")
 
     def wait(self, state: str, timeout: float) -> tuple[float, float]:
         """Wait until it is `up` or `down` for the first time: when the last other try and the first such ended."""
@@ -99,17 +104,17 @@ class Traffic:
     def __init__(self, host: Host, server: Place, program: Path) -> None:
         self._host = host
         self._server = server
-        shutil.copy(program, f"/proc/{host.init}/root{_ON_HOST}")
+        shutil.copy(program, f"/proc/{host.init}/root{ON_HOST}")
 
-    def serve(self, greeting: int, stream: int) -> None:
-        """Start the server on two ports; it ends with the host."""
-        server = self._server.popen([_ON_HOST, "serve", str(greeting), str(stream), str(_PROCESSES)])
+    def serve(self, greeting: int, stream: int, place: Place | None = None) -> None:
+        """Start a server on two ports, in another place if one is given; it ends with the host."""
+        server = (place or self._server).popen([ON_HOST, "serve", str(greeting), str(stream), str(_PROCESSES)])
         server.wait_line("^ready$")
 
     @contextmanager
     def knocking(self, address: str, port: int) -> Iterator[Knocking]:
         """Try a port all the time."""
-        knocking = Knocking(self._host.outside.popen([_ON_HOST, "knock", address, str(port)]))
+        knocking = Knocking(self._host.outside.popen([ON_HOST, "knock", address, str(port)]))
         try:
             yield knocking
         finally:
@@ -129,7 +134,7 @@ class Traffic:
     @contextmanager
     def flooding(self, address: str, port: int, sources: int, count: int, a_second: int) -> Iterator[Process]:
         """Send first packets from so many sources meanwhile; what is still to be sent at the end is not."""
-        words = [_ON_HOST, "flood", address, str(port), str(sources), str(count), str(a_second)]
+        words = [ON_HOST, "flood", address, str(port), str(sources), str(count), str(a_second)]
         process = self._host.outside.popen(words)
         try:
             yield process
@@ -141,4 +146,4 @@ class Traffic:
         self._client("flood", address, str(port), str(sources), str(count), str(a_second))
 
     def _client(self, *words: str) -> list[str]:
-        return self._host.outside.run([_ON_HOST, *words], timeout=_PATIENCE_S).stdout.split()
+        return self._host.outside.run([ON_HOST, *words], timeout=_PATIENCE_S).stdout.split()

@@ -10,6 +10,7 @@ from bench.forwards import PUBLIC, config, last_port
 from bench.processes import Memory, memory, wait_quiet
 from bench.scene import Scene
 from tests.lab.daemon import Daemon
+from tests.lab.host import Host
 from tests.lab.release import LibvirtFirewall
 
 # What is wanted holds where commits of others are not slow, too.
@@ -50,6 +51,16 @@ def because(healed: Sequence[float], alone: Sequence[float]) -> str:
     return f"{told} The other {rest:.0f} ms are not." if rest > 0 else told
 
 
+def saved(host: Host) -> str:
+    """Give libvirt's rules, before there are any of ours, for `restore`."""
+    return host.run(*_SAVE[host.flavour.firewall]).stdout
+
+
+def restore(host: Host, theirs: str) -> None:
+    """Put libvirt's rules back."""
+    host.run(*_RESTORE[host.flavour.firewall], stdin=theirs)
+
+
 class Wiped:
     """The host of a scene and its daemon; `start` starts that on a configuration."""
 
@@ -57,8 +68,7 @@ class Wiped:
         self.scene = scene
         self.config = config(size, resync="1h")
         self._port = last_port(size)
-        self._firewall = scene.host.flavour.firewall
-        self._theirs = scene.host.run(*_SAVE[self._firewall]).stdout
+        self._theirs = saved(scene.host)
         self.daemon = start(scene, self.config)
 
     def heal_once(self, wipe: tuple[str, ...], meanwhile: AbstractContextManager[None] | None = None) -> float:
@@ -103,5 +113,5 @@ class Wiped:
         """Put back what a wipe takes from libvirt, and wait until nothing is left to do."""
         yield
         if wipe != OURS:
-            self.scene.host.run(*_RESTORE[self._firewall], stdin=self._theirs)
+            restore(self.scene.host, self._theirs)
         wait_quiet(self.daemon.pid)

@@ -8,11 +8,12 @@ machine's own apt uses.
 import fcntl
 import functools
 import hashlib
+import itertools
 import lzma
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,9 +29,12 @@ _APPARMOR_PACKAGE = "apparmor"
 # Docker's daemon and what it starts, by package.
 _DOCKER = {
     "docker.io": ("usr/sbin/dockerd", "usr/sbin/docker-proxy"),
-    "containerd": ("usr/bin/containerd",),
+    "containerd": ("usr/bin/containerd", "usr/bin/containerd-shim-runc-v2"),
     "runc": ("usr/sbin/runc",),
 }
+_OF_FIREWALLD = ("python3-cap-ng", "python3-dbus", "python3-firewall", "python3-gi", "python3-nftables")
+# What publishes ports, besides Docker, and what it needs of Debian that a host may lack.
+_PEERS = ("firewalld", "gir1.2-glib-2.0", "libgirepository-1.0-1", "netavark", *_OF_FIREWALLD)
 # What bans, besides what a host has installed.
 _BANNERS = ("fail2ban", "crowdsec-custom-bouncer", "crowdsec-firewall-bouncer")
 
@@ -124,7 +128,7 @@ def guest_agent() -> Path:
 def docker() -> Path:
     """A directory with Docker's daemon and what it starts, of the machine's own release, which run on either."""
     versions = run(["apt-cache", "show", "--no-all-versions", *_DOCKER]).stdout
-    return _cached(f"docker-{_key(versions)}", _build_docker)
+    return _cached(f"docker-{_key(versions, *itertools.chain(*_DOCKER.values()))}", _build_docker)
 
 
 def _build_docker(target: Path) -> None:
@@ -168,14 +172,24 @@ def _apt_apart(target: Path, source: str) -> Iterator[list[str]]:
 
 def banners() -> Path:
     """The root directory of fail2ban and CrowdSec's bouncers, of the machine's own release."""
-    versions = run(["apt-cache", "show", "--no-all-versions", *_BANNERS]).stdout
-    return _cached(f"banners-{_key(versions)}", _build_banners)
+    return _together("banners", _BANNERS)
 
 
-def _build_banners(target: Path) -> None:
-    for package in _BANNERS:
-        with _unpacked(package, target) as unpacked:
-            shutil.copytree(unpacked, target, symlinks=True, dirs_exist_ok=True)
+def peers() -> Path:
+    """The root directory of firewalld and netavark, of the machine's own release."""
+    return _together("peers", _PEERS)
+
+
+def _together(name: str, packages: Sequence[str]) -> Path:
+    """A directory with the files of all these packages."""
+
+    def build(target: Path) -> None:
+        for package in packages:
+            with _unpacked(package, target) as unpacked:
+                shutil.copytree(unpacked, target, symlinks=True, dirs_exist_ok=True)
+
+    versions = run(["apt-cache", "show", "--no-all-versions", *packages]).stdout
+    return _cached(f"{name}-{_key(versions)}", build)
 
 
 def _key(*parts: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from bench.figure import NONE, Earlier, Figure, Series, Spread, Unit, Want, ratios
+from bench.figure import NONE, Earlier, Figure, Series, Spread, Unit, Versus, Want, ratios
 from bench.setting import take_turns
 from bench.table import cell, document, number, rows, section, summary
 from bench.traffic import longest_outage
@@ -102,6 +102,29 @@ def test_a_table_has_a_column_for_each_number_of_forwards() -> None:
         "| --- | --- | --- | --- |",
         "| ours |  | 11.0 ms (10.5 to 20.5) | 22.0 ms (21.0 to 23.0) |",
         "| plain | 5.00 ms (5.00 to 5.00) |  |  |",
+    ]
+
+
+def test_sides_have_a_column_each_and_are_compared_with_the_first() -> None:
+    theirs = replace(FASTER, label="connect, p99, theirs", samples={10: [0.022, 0.020, 0.060]})
+    figure = replace(
+        some_figure(),
+        series=(replace(FASTER, label="connect, p99, ours"), theirs),
+        sides=("ours", "theirs"),
+        versus=(Versus("connect, p99", 10, "theirs", [2.0, 2.0, 2.0]),),
+    )
+    lines = section(figure).splitlines()
+    assert lines[lines.index("How.") + 2 :] == [
+        "|  | forwards | ours | theirs |",
+        "| --- | --- | --- | --- |",
+        "| connect, p99 | 10 | 11.0 ms (10.5 to 20.5) | 22.0 ms (21.0 to 41.0) |",
+        "| connect, p99 | 1,000 | 22.0 ms (21.0 to 23.0) |  |",
+        "",
+        "How many times better ours is:",
+        "",
+        "|  | forwards | theirs |",
+        "| --- | --- | --- |",
+        "| connect, p99 | 10 | 2.00 (2.00 to 2.00) |",
     ]
 
 
