@@ -33,14 +33,9 @@ from fwdaemon.core.text import printable, shown
 from fwdaemon.core.types import Origin
 from fwdaemon.errors import Problem
 
-# The audit: one line for each change, which a person can read months later.
-#
-# It says what happened (`added`, `removed`, `restored`, …), to which domain or network, from where to where, and why.
-# Names of domains and processes are any text and are escaped in it. Nothing is written when nothing changed.
-#
-# Each line carries the same as fields for the journal, in `record.journal`: `PORTFWD_ACTION`, `PORTFWD_DOMAIN` or
-# `PORTFWD_NETWORK`, `PORTFWD_LISTEN`, `PORTFWD_TARGET`, `PORTFWD_CAUSE`, and a `MESSAGE_ID`, by which the catalog
-# (`systemd/kvm-portfwd.catalog`) explains it. The fields hold names as they are.
+# One line for each change, which a person can read months later: what happened (`added`, `removed`, …), to which domain
+# or network, from where to where, and why. Names of domains and processes are any text, and are escaped in it. Each line
+# has the same as fields for the journal, with names as they are, and a `MESSAGE_ID`, which the catalog explains.
 _log = logging.getLogger("fwdaemon.audit")
 
 Fields: TypeAlias = dict[str, str]
