@@ -33,9 +33,9 @@ from fwdaemon.core.text import printable, shown
 from fwdaemon.core.types import Origin
 from fwdaemon.errors import Problem
 
-# One line for each change, which a person can read months later: what happened (`added`, `removed`, …), to which domain
-# or network, from where to where, and why. Names of domains and processes are any text, and are escaped in it. Each line
-# has the same as fields for the journal, with names as they are, and a `MESSAGE_ID`, which the catalog explains.
+# One line for each change, for a person who reads it months later: what happened (`added`, …), to which domain or
+# network, from where to where, and why, with names escaped, which may be any text. The same is in fields for the
+# journal, with names as they are, and a `MESSAGE_ID`, which the catalog explains.
 _log = logging.getLogger("fwdaemon.audit")
 
 Fields: TypeAlias = dict[str, str]
@@ -82,8 +82,8 @@ def waiting(entries: Iterable[Waiting]) -> None:
         reason = why(entry.reason)
         fields = _owner_field(entry.owner) | {"PORTFWD_CAUSE": reason}
         if entry.declined:
-            text = f"declined {_who(entry.owner)}: {_declined(entry, reason)}"
-            _write("declined", text, fields | {"PORTFWD_LISTEN": str(entry.claim)})
+            said = f"declined {_who(entry.owner)}: {_declined(entry, reason)}"
+            _write("declined", said, fields | {"PORTFWD_LISTEN": str(entry.claim)})
         else:
             _write("waiting", f"waiting {_who(entry.owner)}: {reason} ({entry.origin})", fields)
 
