@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Final
 
@@ -18,7 +18,7 @@ from fwdaemon.core.report import (
     ReasonKind,
     ReconcileReport,
 )
-from fwdaemon.core.state import Desired, Namesake, Unchosen
+from fwdaemon.core.state import Desired, Namesake, Unchosen, Waiting
 from fwdaemon.core.text import printable, shown
 from fwdaemon.core.types import Address, Origin
 
@@ -298,6 +298,13 @@ def format_cause(cause: Cause) -> str:
 def why(hindrance: Hindrance) -> str:
     """Say what hinders an entry, as a short sentence without a full stop."""
     return _HINDRANCES[hindrance.kind](hindrance)
+
+
+def declined(entry: Waiting) -> str:
+    """Say what is not given; what could not be read is told as an error of a file is, with its place ahead."""
+    if entry.reason.kind is HindranceKind.MISREAD:
+        return f"{replace(entry.origin, element='')}: {why(entry.reason)}"
+    return f"{entry.claim}, {why(entry.reason)} ({entry.origin})"
 
 
 def followed(reason: str, address: Address, mac: str) -> str:

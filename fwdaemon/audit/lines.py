@@ -7,13 +7,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from fwdaemon.audit.causes import format_cause, remark, why
+from fwdaemon.audit.causes import declined, format_cause, remark, why
 from fwdaemon.audit.journal import MESSAGE_IDS
 from fwdaemon.audit.rules import format_conflict, format_gate, format_location_reason
 from fwdaemon.audit.throttle import Flapped
 from fwdaemon.config.files import about_ignored
 from fwdaemon.core.exposures import Exposure, Owner
-from fwdaemon.core.inventory import HijackedAddress, HindranceKind
+from fwdaemon.core.inventory import HijackedAddress
 from fwdaemon.core.report import (
     AnyFault,
     Assigned,
@@ -33,9 +33,14 @@ from fwdaemon.core.text import printable, shown
 from fwdaemon.core.types import Origin
 from fwdaemon.errors import Problem
 
-# One line for each change, for a person who reads it months later: what happened (`added`, …), to which domain or
-# network, from where to where, and why, with names escaped, which may be any text. The same is in fields for the
-# journal, with names as they are, and a `MESSAGE_ID`, which the catalog explains.
+# The audit: one line for each change, which a person can read months later.
+#
+# It says what happened (`added`, `removed`, `restored`, …), to which domain or network, from where to where, and why.
+# Names of domains and processes are any text and are escaped in it. Nothing is written when nothing changed.
+#
+# Each line carries the same as fields for the journal, in `record.journal`: `PORTFWD_ACTION`, `PORTFWD_DOMAIN` or
+# `PORTFWD_NETWORK`, `PORTFWD_LISTEN`, `PORTFWD_TARGET`, `PORTFWD_CAUSE`, and a `MESSAGE_ID`, by which the catalog
+# (`systemd/kvm-portfwd.catalog`) explains it. The fields hold names as they are.
 _log = logging.getLogger("fwdaemon.audit")
 
 Fields: TypeAlias = dict[str, str]
@@ -82,17 +87,10 @@ def waiting(entries: Iterable[Waiting]) -> None:
         reason = why(entry.reason)
         fields = _owner_field(entry.owner) | {"PORTFWD_CAUSE": reason}
         if entry.declined:
-            said = f"declined {_who(entry.owner)}: {_declined(entry, reason)}"
-            _write("declined", said, fields | {"PORTFWD_LISTEN": str(entry.claim)})
+            text = f"declined {_who(entry.owner)}: {declined(entry)}"
+            _write("declined", text, fields | {"PORTFWD_LISTEN": str(entry.claim)})
         else:
             _write("waiting", f"waiting {_who(entry.owner)}: {reason} ({entry.origin})", fields)
-
-
-def _declined(entry: Waiting, reason: str) -> str:
-    """Say what is not given; what could not be read is told as an error of a file is, with its place ahead."""
-    if entry.reason.kind is HindranceKind.MISREAD:
-        return f"{replace(entry.origin, element='')}: {reason}"
-    return f"{entry.claim}, {reason} ({entry.origin})"
 
 
 def assigned(ports: Iterable[Assigned]) -> None:
