@@ -96,7 +96,8 @@ def of_start(
 
 def _freed(owner: Owner, before: Desired, known: Iterable[Reason]) -> list[Reason]:
     """Give what happened to the domains that claimed what the owner waited for."""
-    claims = (found for found in before.hindrances.get(owner, ()) if found.kind is HindranceKind.CLAIMED)
+    waiting = (entry.reason for entry in before.hindered.get(owner, ()))
+    claims = (found for found in waiting if found.kind is HindranceKind.CLAIMED)
     takers = [Owner(name) for found in claims for name in found.names]
     return [reason for taker in takers for reason in _naming(taker, known)]
 
@@ -109,12 +110,18 @@ def of_end(
 ) -> Cause:
     """Give why an exposure is not in the state `after` any more; `new_homes` are where owners are from now on."""
     known, owner = list(reasons), exposure.owner
-    waiting = dict.fromkeys(after.hindrances.get(owner, ()))
+    entries = (entry for entry in after.hindered.get(owner, ()) if _is_for(entry, exposure))
+    waiting = dict.fromkeys(entry.reason for entry in entries)
     moved = [reason for reason in known if reason.kind is ReasonKind.NEIGHBOUR and (owner, reason.subject) in new_homes]
     # Of one that has stopped, libvirt's event may come later than what the kernel reports about its address.
     after_loss = any(reason.kind is ReasonKind.LIBVIRT for reason in known)
     now = [Reason(ReasonKind.STOPPED, owner.name, owner.kind)] if owner in after.stopped and not after_loss else []
     return Cause(tuple(_naming(owner, known) or waiting or now or [*moved, *_concerning(exposure, known)]))
+
+
+def _is_for(entry: Waiting, exposure: Exposure) -> bool:
+    """Whether what waits could be this; of what a domain asks for, each claim waits for reasons of its own."""
+    return entry.claim is None or str(entry.claim) == exposure.listens_at()
 
 
 def of_loss(exposure: Exposure, reasons: Iterable[Reason], actors: tuple[Actor, ...]) -> Cause:

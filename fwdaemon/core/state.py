@@ -300,12 +300,12 @@ class Desired(Exposures):
         return frozenset(entry.public for entry in gone if entry.public is not None)
 
     @cached_property
-    def hindrances(self) -> Mapping[Owner, tuple[Hindrance, ...]]:
-        """Why those who run, if elsewhere, have no exposure, or not in each family."""
-        found: dict[Owner, tuple[Hindrance, ...]] = {}
+    def hindered(self) -> Mapping[Owner, tuple[Waiting, ...]]:
+        """What those who run, if elsewhere, wait for, or one family of it."""
+        found: dict[Owner, tuple[Waiting, ...]] = {}
         for entry in self.waiting:
             if entry.move is not None or not entry.stopped:
-                found[entry.owner] = (*found.get(entry.owner, ()), entry.reason)
+                found[entry.owner] = (*found.get(entry.owner, ()), entry)
         return found
 
     @cached_property

@@ -185,7 +185,7 @@ def test_each_limit_of_a_policy_holds_and_what_it_refuses_is_told_with_its_place
     daemon = scene.daemon(config)
     for port in (8000, 8003):
         scene.answers(lambda port=port: scene.host.outside.fetch(url(PUBLIC4, port)), f"web {CLIENT4}")  # type: ignore[misc]
-        daemon.wait_log(rf"^added web: tcp \S+:{port} -> .*, metadata: forward \d; allowed by {BY_UUID}\)")
+        daemon.wait_log(rf"^added web: tcp \S+:{port} -> .*; allowed by {BY_UUID}\)")
     for claim, reason in (
         (f"web: tcp {PUBLIC4}:22", f"the closest, {BY_UUID}, does not cover ports tcp 22"),
         (f"web: tcp {PUBLIC4}:8004", f"the closest, {BY_UUID}, does not cover max 2"),
@@ -200,7 +200,8 @@ def test_each_limit_of_a_policy_holds_and_what_it_refuses_is_told_with_its_place
     assert not any(scene.host.outside.fetch(url(PUBLIC4, port)).answered for port in (8001, 8002, 8004, 8006, 8007))
     # A file may name later what is given already, which then counts for no policy any more.
     daemon.reload_with(HEAD + config.replace("8005:80", "8000:80"))
-    daemon.wait_log(rf"^declined web: tcp {PUBLIC4}:8000, neighbour has it already \(/etc/portfwd\.toml:4\)")
+    daemon.wait_log(r"^removed neighbour: tcp \*:8005 -> \S+ \(configuration /etc/portfwd\.toml loaded again\)")
+    daemon.wait_log(rf"^removed web: tcp {PUBLIC4}:8000 -> \S+ \(neighbour has it already \(/etc/portfwd\.toml:4\)\)")
     scene.answers(lambda: scene.host.outside.fetch(url(PUBLIC4, 8000)), f"neighbour {CLIENT4}")
 
 
