@@ -128,7 +128,7 @@ def test_no_port_is_assigned_on_which_a_process_waits_and_one_that_a_file_names_
         (last,) = set(FOUR) - {own, quiet, another}
         line = rf"^assigned {last} to web: tcp 80 \(\S+:4\), since {another} is claimed at /etc/portfwd\.toml:9$"
         daemon.wait_log(line)
-        assert assigned() == last
+        wait_until(lambda: assigned() == last, "it is told")
         scene.answers(lambda: outside.fetch(at(last)), f"web {CLIENT4}")
         scene.answers(lambda: outside.fetch(at(another)), f"neighbour {CLIENT4}")
     finally:
