@@ -17,7 +17,7 @@ from fwdaemon.core.text import printable, quote, shown
 from fwdaemon.errors import ConfigError, PortfwdError, Problem
 from fwdaemon.fleet.claims import Holder, claims_in
 from fwdaemon.fleet.etcd import Client, Json, after, coded
-from fwdaemon.fleet.table import NAME, Item, Table, entry_key, host_key, source_of
+from fwdaemon.fleet.table import NAME, Item, Table, changed_key, entry_key, host_key, source_of
 from fwdaemon.status.model import SCHEMA_VERSION
 
 _FAILED: Final = 1
@@ -64,7 +64,9 @@ class _Store:
         return ()
 
     def change(self, name: str, text: bytes | None) -> int:
-        """Write an entry, or delete it, if no entry has been written since; give the revision at which that was done.
+        """Write an entry, or delete it, if nobody has done so since; give the revision at which that was done.
+
+        What is deleted by others than this command, as by `etcdctl del`, goes unseen.
 
         Raises:
             ConfigError: that would make the table wrong.
@@ -79,19 +81,21 @@ class _Store:
         new = [item for item in self.problems(texts) if item not in before or item.file == source_of(name)]
         if new:
             raise ConfigError(new)
-        key, start = coded(entry_key(self.prefix, name)), entry_key(self.prefix, "")
-        unchanged = {"key": coded(start), "range_end": coded(after(start)), "target": "MOD", "result": "LESS"}
-        put = {"request_put": {"key": key, "value": coded(text or b"")}}
-        action = put if text is not None else {"request_delete_range": {"key": key}}
-        there = {"key": key, "target": "MOD", "result": "EQUAL", "mod_revision": self._revision_of(name)}
-        outcome = self._client.transact([{**unchanged, "mod_revision": self.revision + 1}, there], [action])
+        key, start, changed = entry_key(self.prefix, name), entry_key(self.prefix, ""), changed_key(self.prefix)
+        # That no entry has been written since says nothing of those that were deleted, of which no key is left.
+        written = {"key": coded(start), "range_end": coded(after(start)), "target": "MOD", "result": "LESS"}
+        unchanged = [{**written, "mod_revision": self.revision + 1}, self._as_it_was(key), self._as_it_was(changed)]
+        put = {"request_put": {"key": coded(key), "value": coded(text or b"")}}
+        action = put if text is not None else {"request_delete_range": {"key": coded(key)}}
+        noted = {"request_put": {"key": coded(changed), "value": coded(name.encode())}}
+        outcome = self._client.transact(unchanged, [action, noted])
         if not outcome.succeeded:
             raise PortfwdError("the table changed while this was checked, and nothing was written; run it again")
         return outcome.revision
 
-    def _revision_of(self, name: str) -> int:
-        key = entry_key(self.prefix, name)
-        return next((item.revision for item in self.items if item.key == key), 0)
+    def _as_it_was(self, key: bytes) -> Json:
+        revision = next((item.revision for item in self.items if item.key == key), 0)
+        return {"key": coded(key), "target": "MOD", "result": "EQUAL", "mod_revision": revision}
 
 
 # A table is read whole, and its writer waits.

@@ -89,6 +89,11 @@ def entry_key(prefix: str, name: str) -> bytes:
     return f"{prefix}/{ENTRIES}{name}".encode()
 
 
+def changed_key(prefix: str) -> bytes:
+    """Give the key that is written with each change by `fleet put` and `fleet delete`, with the entry's name."""
+    return f"{prefix}/changed".encode()
+
+
 def host_key(prefix: str, run: str) -> bytes:
     """Give the key below which a host says what it does."""
     return f"{prefix}/{HOSTS}{run}".encode()

@@ -117,6 +117,25 @@ def test_nothing_is_written_over_what_came_meanwhile(terminal: Terminal, monkeyp
     assert terminal("get", "web")[1] == f"{OTHER}"
 
 
+def test_an_entry_is_not_written_where_another_was_deleted_meanwhile(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office = '[[set]]\nname = "office"\naddresses = ["203.0.113.0/24"]\n'
+    terminal.put("office", office)
+    transact = Client.transact
+
+    def late(client: Client, *words: Any) -> Any:
+        monkeypatch.undo()
+        assert terminal("delete", "office")[0] == 0
+        return transact(client, *words)
+
+    monkeypatch.setattr(Client, "transact", late)
+    status, _, errors = terminal.put("web", WEB + 'sources = ["set:office"]\n')
+    assert (status, "the table changed while this was checked" in errors) == (1, True)
+    assert terminal("list")[1] == ""
+    assert terminal.put("web", WEB)[0] == 0
+
+
 def test_the_status_says_who_is_behind_and_who_has_which_address(terminal: Terminal) -> None:
     terminal.put("web", WEB)
     table = terminal.json("status")
