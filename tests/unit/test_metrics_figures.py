@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from fwdaemon.core.state import Desired
+from fwdaemon.core.admission import Admission, Rate
+from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.types import FleetState, Job
 from fwdaemon.metrics.exposition import Exposition
 from fwdaemon.metrics.figures import BOUNDS_S, Cause, Tally, metrics_of
@@ -140,6 +141,19 @@ def test_connections_are_counted_where_somebody_counts() -> None:
     }
     # The kernel counts bytes only where it is configured to.
     assert values(found["kvm_portfwd_open_connections_bytes"], "domain") == {("web1",): 98765}
+
+
+def test_who_is_kept_out_is_counted_where_that_is_asked() -> None:
+    limited = replace(forward("tcp *:80", "192.168.122.10:80"), admission=Admission(rate=Rate(10, "minute")))
+    plain = forward("tcp *:81", "192.168.122.10:81")
+    clients = {ip_address("192.0.2.1"): 5, ip_address("192.0.2.2"): None}
+    dropped = Dropped({limited: 7}, {"office": 3, "listed": 4}, {limited.counted_as: clients})
+    desired = Desired().having([limited, plain])
+    listed = rows(Facts(statuses.read(""), desired, desired), Readings(dropped=dropped))
+    found = exposed(Status(statuses.header(), listed, denied=dropped.by_set))
+    assert values(found["kvm_portfwd_dropped"], "ports") == {("80",): 7}
+    assert values(found["kvm_portfwd_limited_sources"], "ports") == {("80",): 2}
+    assert values(found["kvm_portfwd_denied"], "set") == {("office",): 3, ("listed",): 4}
 
 
 def test_forwards_that_differ_in_their_sources_only_are_one_series() -> None:
