@@ -50,6 +50,13 @@ const modules = Object.entries(metafile.outputs[`${OUT}/index.js`].inputs).filte
 await build({ ...options, plugins: [withoutAssets, onlyUsedStyles(new Set(modules.map(([path]) => path.replace(/\.m?js$/, ""))))] });
 cpSync("src/index.html", join(OUT, "index.html"));
 cpSync("manifest.json", join(OUT, "manifest.json"));
+// Most icons of @patternfly/react-icons are made of those of another package, which it names in its package.json.
+const ICONS = `Font Awesome Free 5.15.4, CC-BY-4.0
+
+Copyright Fonticons, Inc. (https://fontawesome.com). The icons in the page that are not PatternFly's own are of Font
+Awesome Free, in the form that @patternfly/react-icons has given them, under the Creative Commons Attribution 4.0
+International licence: https://creativecommons.org/licenses/by/4.0/
+`;
 writeFileSync(join(OUT, "LICENSES.txt"), licences([...modules.map(([path]) => path), ...STYLES]));
 for (const file of readdirSync("po").filter(name => name.endsWith(".po")).sort())
     translate(file);
@@ -63,7 +70,7 @@ function licences(inputs) {
         const file = readdirSync(folder).sort().find(entry => /^licen[cs]e/i.test(entry));
         const text = file ? readFileSync(join(folder, file), "utf8").trim() : "See https://spdx.org/licenses/" + license;
         return `${name} ${version}, ${license}\n\n${text}\n`;
-    }).join("\n" + "-".repeat(80) + "\n\n");
+    }).concat(ICONS).join("\n" + "-".repeat(80) + "\n\n");
 }
 
 // Writes what cockpit.js reads: po.LANGUAGE.js for the page, po.manifest.LANGUAGE.js for its place in the menu.

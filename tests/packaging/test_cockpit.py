@@ -86,9 +86,14 @@ def test_both_hold_the_page_in_both_languages_and_all_licences(built: Path) -> N
     assert bundle <= {name.rpartition("/")[2] for name in listed}
     licences = (PAGE / "dist/LICENSES.txt").read_text(encoding="utf-8")
     locked = json.loads((PAGE / "package-lock.json").read_text())["packages"]
-    named = re.findall(r"^(\S+) (\S+), (?:MIT|0BSD)$", licences, re.MULTILINE)
-    assert {"react", "react-dom", "@patternfly/react-core"} <= {name for name, _ in named}
-    assert [name for name, version in named if locked[f"node_modules/{name}"]["version"] != version] == []
+    heads = [entry.splitlines()[0] for entry in licences.split("-" * 80 + "\n\n")]
+    *named, icons = [head.rpartition(", ") for head in heads]
+    assert {licence for *_, licence in named} == {"MIT", "0BSD"}
+    versions = dict(what.rsplit(" ", 1) for what, *_ in named)
+    assert {"react", "react-dom", "@patternfly/react-core", "@patternfly/react-icons"} <= versions.keys()
+    assert versions == {name: locked[f"node_modules/{name}"]["version"] for name in versions}
+    # Of them, @patternfly/react-icons makes its own.
+    assert icons == ("Font Awesome Free 5.15.4", ", ", "CC-BY-4.0")
 
 
 def test_the_drop_in_keeps_what_the_page_does_not_change_and_follows_what_the_daemon_answers(built: Path) -> None:  # noqa: ARG001  as above
