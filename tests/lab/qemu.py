@@ -197,7 +197,7 @@ class QemuGuest(Guest):
             ip address flush dev eth0 scope global
             ip address add {address} dev eth0
             ip route add default via {gateway}
-            (sleep 0.1; killall qemu-ga) >/dev/null 2>&1 </dev/null &
+            (sleep 1; killall qemu-ga) >/dev/null 2>&1 </dev/null &
         """
         self.run("sh", "-c", script)
 
