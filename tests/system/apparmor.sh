@@ -121,20 +121,23 @@ for side in nft legacy; do
     did "$side: a forward" asks "$page"
     did "$side: confined" is_confined
     did "$side: a public address" asks http://192.0.2.43/
-    did "$side: on loopback" asks_here http://127.0.0.1:8041/
-    did "$side: a file of metrics" test -s /var/lib/prometheus/node-exporter/kvm_portfwd.prom
-    did "$side: metrics are served" asks_here http://127.0.0.1:9750/metrics kvm_portfwd_build_info
-    did "$side: a status" kvm-portfwd status --json
-    did "$side: questions" questions
-    did "$side: opened for a while" kvm-portfwd open "$name" 9041:80 --for 1h
-    did "$side: reached there" asks http://192.0.2.41:9041/
-    did "$side: closed" kvm-portfwd close "$name" 9041:80
-    did "$side: another configuration" kvm-portfwd reload --confirm 60s
-    did "$side: confirmed" kvm-portfwd confirm
-    echo 192.0.2.42 >>/srv/lists/denied.txt
-    did "$side: denied by a file" refuses "$page"
-    sed -i '$d' /srv/lists/denied.txt
-    did "$side: let in again" asks "$page"
+    # The rest is the same program whatever the rules are in, and takes long in an emulator.
+    if [ "$side" = nft ]; then
+        did "nft: on loopback" asks_here http://127.0.0.1:8041/
+        did "nft: a file of metrics" test -s /var/lib/prometheus/node-exporter/kvm_portfwd.prom
+        did "nft: metrics are served" asks_here http://127.0.0.1:9750/metrics kvm_portfwd_build_info
+        did "nft: a status" kvm-portfwd status --json
+        did "nft: questions" questions
+        did "nft: opened for a while" kvm-portfwd open "$name" 9041:80 --for 1h
+        did "nft: reached there" asks http://192.0.2.41:9041/
+        did "nft: closed" kvm-portfwd close "$name" 9041:80
+        did "nft: another configuration" kvm-portfwd reload --confirm 60s
+        did "nft: confirmed" kvm-portfwd confirm
+        echo 192.0.2.42 >>/srv/lists/denied.txt
+        did "nft: denied by a file" refuses "$page"
+        sed -i '$d' /srv/lists/denied.txt
+        did "nft: let in again" asks "$page"
+    fi
     if [ "$side" = nft ]; then
         nft delete table ip kvm_portfwd
     else
