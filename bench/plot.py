@@ -46,7 +46,7 @@ def _by_unit(figure: Figure) -> Canvas:
 
 
 def _side_by_side(figure: Figure) -> Canvas:
-    """Each thing in a part of its own, with every side in its own colour, whoever else is in it."""
+    """Draw each measurement in its own panel; a program has the same colour in all of them."""
     colours = {side: f"C{index}" for index, side in enumerate(figure.sides)}
     things: dict[str, list[tuple[Series, str]]] = {}
     for series in figure.series:

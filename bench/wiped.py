@@ -52,7 +52,7 @@ def because(healed: Sequence[float], alone: Sequence[float]) -> str:
 
 
 def saved(host: Host) -> str:
-    """Give libvirt's rules, before there are any of ours, for `restore`."""
+    """Save libvirt's rules for `restore`; call it before ours exist."""
     return host.run(*_SAVE[host.flavour.firewall]).stdout
 
 

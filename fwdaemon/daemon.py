@@ -257,7 +257,7 @@ class Daemon:
         self._reloaded, self._failure = False, ""
         self._retry.settle()
         if triggers.full:
-            # A listing of many forwards takes several times what is kept of it. Who waits for the pass is told before.
+            # Listing many forwards takes several times the memory that is kept. Those who wait for the pass come first.
             self._worker.submit(memory.give_back)
         self._pause = self._pauses.after(self._pause, triggers.origin, changed=changed)
         if changed:

@@ -5,7 +5,7 @@ from typing import Final
 
 from bench.forwards import PUBLIC, hook_forwards
 from bench.hook_scripts import HookForward, chains, commands, no_chains
-from bench.peers.peer import added, one_more
+from bench.peers.peer import Peer, added, one_more
 from bench.peers.steps import Program, Step
 from bench.scene import Scene
 
@@ -13,15 +13,12 @@ _TABLE: Final = "ip by_hand"
 _RESTORE: Final = ("iptables-restore", "--noflush")
 
 
-class Nft:
+class Nft(Peer):
     """The least that there is to do: one map, and one rule that looks into it."""
 
     label = "`nft -f`"
     about = "one map from ports to guests, as one would write it by hand; one by `nft add element`: the limit"
-    slow, limit = False, True
-
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
+    limit = True
 
     def publish(self, size: int) -> Sequence[Step]:
         """Load a table."""
@@ -43,23 +40,15 @@ class Nft:
         """Delete the table."""
         self.scene.host.run("nft", "delete", "table", *_TABLE.split())
 
-    def pids(self) -> Sequence[int]:
-        """None stays."""
-        return []
 
-    def close(self) -> None:
-        """Leave the host to itself."""
-
-
-class Hooks:
+class Hooks(Peer):
     """What libvirt's hook runs when a domain starts: one `iptables` for each rule."""
 
     label = "hook script"
     about = "four `iptables` for each port, without the start of the script itself"
-    slow = limit = False
 
     def __init__(self, scene: Scene) -> None:
-        self.scene = scene
+        super().__init__(scene)
         scene.host.run(*_RESTORE, stdin=chains())
 
     def publish(self, size: int) -> Sequence[Step]:
@@ -75,21 +64,10 @@ class Hooks:
         made = _programs([added(size)])
         return [Program(tuple("-D" if word == "-A" else word for word in step.argv)) for step in made]
 
-    def reload(self, size: int) -> Sequence[Step]:  # noqa: ARG002  there is none
-        """Nothing: it runs when a domain starts."""
-        return []
-
     def withdraw(self, size: int) -> None:  # noqa: ARG002  whatever there is
         """Take the chains away, and put them back empty."""
         for text in (no_chains(), chains()):
             self.scene.host.run(*_RESTORE, stdin=text)
-
-    def pids(self) -> Sequence[int]:
-        """None stays."""
-        return []
-
-    def close(self) -> None:
-        """Leave the host to itself."""
 
 
 def table(forwards: Iterable[HookForward]) -> str:

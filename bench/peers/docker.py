@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from bench.forwards import FIRST_PORT, GREETING, STREAM
 from bench.peers.acting import DOCKER, ask_docker
-from bench.peers.peer import one_more
+from bench.peers.peer import Peer, one_more
 from bench.peers.steps import Request, Step
 from bench.scene import Scene
 from bench.traffic import ON_HOST
@@ -26,7 +26,7 @@ _EVERY: Final = "0.0.0.0"  # noqa: S104  Docker listens there, as by default, bu
 _READY_WITHIN_S: Final = 120.0
 
 
-class Docker:
+class Docker(Peer):
     """Docker's daemon, for one container with all the ports, and one more with one."""
 
     label = "Docker"
@@ -35,10 +35,11 @@ class Docker:
         " with one port, asked for over its socket: Docker publishes a port in no other way; its proxy, a process for"
         " each port, is on by default"
     )
-    slow, limit = True, False
+    slow = True
 
     def __init__(self, scene: Scene) -> None:
-        self.scene, host = scene, scene.host
+        super().__init__(scene)
+        host = scene.host
         programs = image.docker()
         path = f"PATH={programs}:/usr/sbin:/usr/bin:/sbin:/bin"
         self._daemon = host.popen("env", path, f"{programs}/dockerd", *_OPTIONS)
@@ -56,10 +57,6 @@ class Docker:
     def remove(self, size: int) -> Sequence[Step]:  # noqa: ARG002  whatever it has
         """Stop it."""
         return [Request("POST", f"/containers/{_ONE}/stop?t=0")]
-
-    def reload(self, size: int) -> Sequence[Step]:  # noqa: ARG002  there is none
-        """Nothing: a container's ports stay as they are."""
-        return []
 
     def withdraw(self, size: int) -> None:  # noqa: ARG002  whatever there is
         """Remove both."""

@@ -5,7 +5,7 @@ from typing import Final
 
 from bench.forwards import hook_forwards
 from bench.hook_scripts import HookForward
-from bench.peers.peer import added, seconds
+from bench.peers.peer import Peer, added, seconds
 from bench.peers.steps import Program, Step
 from bench.scene import Scene
 from tests.lab import image
@@ -15,20 +15,20 @@ _ZONE: Final = "/etc/firewalld/zones/public.xml"
 _NAME: Final = "org.fedoraproject.FirewallD1"
 _OBJECT: Final = "/org/fedoraproject/FirewallD1"
 _DEADLINE_MS: Final = 600_000
-# Nobody could start polkit here. firewalld then does what root asks for without asking it, which takes less.
+# polkit cannot run here. Without it, firewalld does what root asks for at once, which is faster.
 _POLKIT: Final = "/usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service"
 _PLACE: Final = 'cp --archive "$1/usr" "$1/etc" / && rm -f "$2" && mkdir -p /run/dbus'
 
 
-class Firewalld:
+class Firewalld(Peer):
     """firewalld and its message bus."""
 
     label = "firewalld"
     about = "`reload` of a zone's file; one at runtime by `addForwardPort` and `removeForwardPort`"
-    slow = limit = False
 
     def __init__(self, scene: Scene) -> None:
-        self.scene, host = scene, scene.host
+        super().__init__(scene)
+        host = scene.host
         root = image.peers()
         host.run("sh", "-ec", _PLACE, "sh", str(root), _POLKIT)
         self._bus = host.popen("dbus-daemon", "--system", "--nofork", "--nopidfile")

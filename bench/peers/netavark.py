@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.forwards import FIRST_PORT, GREETING, STREAM
-from bench.peers.peer import one_more
+from bench.peers.peer import Peer, one_more
 from bench.peers.steps import Program, Step
 from bench.scene import Scene
 from bench.wiped import restore, saved
@@ -21,7 +21,7 @@ _MANY, _ONE = "many", "one"
 _NUMBERS: Final[Mapping[str, int]] = {_MANY: 2, _ONE: 3}
 
 
-class Netavark:
+class Netavark(Peer):
     """netavark, for one container with all the ports, and one more with one."""
 
     label = "netavark"
@@ -29,10 +29,10 @@ class Netavark:
         "`setup` and `teardown` as podman calls them, for a container with N ports and for a second one with one port;"
         " each makes or removes the container's link, too, and no container is started"
     )
-    slow, limit = True, False
+    slow = True
 
     def __init__(self, scene: Scene) -> None:
-        self.scene = scene
+        super().__init__(scene)
         self._program = str(image.peers() / _PROGRAM)
         self._libvirts = saved(scene.host)
         for name in _NUMBERS:
@@ -53,24 +53,13 @@ class Netavark:
         """Tear that down."""
         return [self._run("teardown", _ONE, [one_more(size)])]
 
-    def reload(self, size: int) -> Sequence[Step]:  # noqa: ARG002  there is none
-        """Nothing: a container's ports stay as they are."""
-        return []
-
     def withdraw(self, size: int) -> None:  # noqa: ARG002  whatever there is
-        """Take everything away at once: to tear a thousand ports down takes netavark minutes, and nobody times it."""
+        """Flush everything at once, untimed: netavark takes minutes to tear down a thousand ports."""
         host = self.scene.host
         host.run("nft", "flush", "ruleset")
         restore(host, self._libvirts)
         host.run("ip", "-netns", _MANY, "link", "del", "eth0")
         host.run("ip", "link", "del", "podman0")
-
-    def pids(self) -> Sequence[int]:
-        """None stays."""
-        return []
-
-    def close(self) -> None:
-        """Leave the host to itself."""
 
     def _run(self, what: str, container: str, ports: Iterable[int]) -> Program:
         words = self._program, "--config", "/run/netavark", what, f"/run/netns/{container}"

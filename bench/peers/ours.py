@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from bench.forwards import GREETING, config, guest_address, guest_name
-from bench.peers.peer import one_more, seconds
+from bench.peers.peer import Peer, one_more, seconds
 from bench.peers.steps import Method, Step
 from bench.scene import Scene
 from bench.wiped import saved
@@ -14,15 +14,14 @@ _RELOAD: Final = Method("Reload", {"confirm_seconds": None})
 _NOTHING: Final = '[daemon]\nlibvirt = ["lxc:///system"]\nresync = "1h"\n'
 
 
-class Ours:
+class Ours(Peer):
     """Our daemon, asked over its control socket."""
 
     label = "kvm-portfwd"
     about = "`reload` of a file; one by `open` and `close`"
-    slow = limit = False
 
     def __init__(self, scene: Scene) -> None:
-        self.scene = scene
+        super().__init__(scene)
         self.libvirts = saved(scene.host)
         self._daemon = scene.daemon(_NOTHING)
 

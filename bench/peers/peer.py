@@ -1,7 +1,7 @@
 """What a peer is: one way to publish ports of a host."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar
 
 from bench.forwards import GREETING, PUBLIC, guest_address, last_port
 from bench.hook_scripts import HookForward
@@ -12,37 +12,46 @@ from bench.scene import Scene
 _PATIENCE_S = 1800.0
 
 
-class Peer(Protocol):
+class Peer:
     """One way to publish ports, on the host of `scene`; the last of them leads to a server that greets.
 
-    Methods that give steps may get something ready before, which is not timed, and change nothing that is published.
+    Methods that give steps may prepare something first, which is not timed and changes nothing that is published. By
+    default a peer loads no configuration and leaves no process behind.
     """
 
-    scene: Scene
-    label: str
-    about: str
-    # Measured less often where it takes minutes.
-    slow: bool
-    # Behind it nothing can be: it does the least that there is to do.
-    limit: bool
+    label: ClassVar[str]
+    about: ClassVar[str]
+    slow: ClassVar[bool] = False
+    """It takes minutes, so it is measured less often."""
+    limit: ClassVar[bool] = False
+    """It does the least there is to do, so nothing can be faster."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
 
     def publish(self, size: int) -> Sequence[Step]:
         """Publish so many ports where there are none."""
+        raise NotImplementedError
 
     def add(self, size: int) -> Sequence[Step]:
         """Publish one more."""
+        raise NotImplementedError
 
     def remove(self, size: int) -> Sequence[Step]:
-        """Publish that one no more."""
+        """Withdraw that one."""
+        raise NotImplementedError
 
-    def reload(self, size: int) -> Sequence[Step]:
-        """Publish one more by loading a configuration again; nothing where that is not how it is done."""
+    def reload(self, size: int) -> Sequence[Step]:  # noqa: ARG002  for those that have a configuration
+        """Publish one more by loading a configuration again; no steps where there is none."""
+        return []
 
     def withdraw(self, size: int) -> None:
-        """Publish nothing any more."""
+        """Withdraw everything."""
+        raise NotImplementedError
 
     def pids(self) -> Sequence[int]:
         """Give the processes that stay, each for all below it."""
+        return []
 
     def close(self) -> None:
         """End them."""

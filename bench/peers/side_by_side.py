@@ -39,17 +39,17 @@ _CONNECTIONS: Final = 3000
 # So often for the parts of our times.
 _PARTS: Final = "3"
 _HEALED: Final = "It heals, as shown."
-# For so long nobody puts back what a wipe took.
+# How long to wait before saying that nobody repairs a wipe.
 _WATCHED_S: Final = 10.0
 _NOTES = """\
-N ports of the host lead to guests behind it, in turn with each peer, every peer on a host of its own with the same
-guests. Daemons are asked over their sockets, and programs are run: no command line tool that would only pass the
-question on is in the times. What is asked for is written before, and files of hosts are in memory. Whether a change is
-in force is tried by a client outside. Through the last of N ports, two clients outside open {count:,} connections, one
-after another each. Memory is the proportional share (PSS) of the processes that stay, nothing where none does. A wipe
-is `{wipe}`; a client outside tries again half a millisecond after each answer. A first turn with the fewest ports does
-not count. How many times better ours is comes from samples of the same turn: seconds and bytes of the peer divided by
-ours, connections of ours divided by those of the peer.
+N ports of the host lead to guests behind it. Each peer has a host of its own with the same guests, and the peers take
+turns. Daemons are asked over their sockets and programs are run directly, so no command-line front end is in the times.
+Requests and files are prepared before the clock starts; the hosts' files are in memory. A client outside checks that
+each change is in force. Through the last of the N ports, two clients outside open {count:,} connections, each one after
+another. Memory is the proportional set size (PSS) of the processes that stay, and zero if there are none. A wipe is
+`{wipe}`; a client outside tries again half a millisecond after each answer. The first turn, with the fewest ports, does
+not count. Ratios compare samples of the same turn: a peer's seconds and bytes divided by ours, and our connections
+divided by the peer's.
 
 {abouts}"""
 

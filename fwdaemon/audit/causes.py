@@ -308,7 +308,7 @@ def why(hindrance: Hindrance) -> str:
 
 
 def declined(entry: Waiting) -> str:
-    """Say what is not given; what could not be read is told as an error of a file is, with its place ahead."""
+    """Say what is declined; for what could not be parsed, put the place first, as in the errors of a file."""
     if entry.reason.kind is HindranceKind.MISREAD:
         return f"{replace(entry.origin, element='')}: {why(entry.reason)}"
     return f"{entry.claim}, {why(entry.reason)} ({entry.origin})"

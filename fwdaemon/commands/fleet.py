@@ -64,9 +64,9 @@ class _Store:
         return ()
 
     def change(self, name: str, text: bytes | None) -> int:
-        """Write an entry, or delete it, if nobody has done so since; give the revision at which that was done.
+        """Write or delete an entry, unless another `put` or `delete` came first; return the revision of the change.
 
-        What is deleted by others than this command, as by `etcdctl del`, goes unseen.
+        A concurrent `etcdctl del` is not noticed.
 
         Raises:
             ConfigError: that would make the table wrong.

@@ -137,8 +137,6 @@ for side in nft legacy; do
         did "nft: denied by a file" refuses "$page"
         sed -i '$d' /srv/lists/denied.txt
         did "nft: let in again" asks "$page"
-    fi
-    if [ "$side" = nft ]; then
         nft delete table ip kvm_portfwd
     else
         iptables-legacy --table nat --flush
